@@ -1,0 +1,53 @@
+"""Progress of long work: a bar with the time left on a terminal, a line every 20 seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+LINE_EVERY = 20.0  # seconds between lines when the output is not a terminal
+
+
+class Progress:
+    """Shows how far a known amount of work is. Use as a context manager.
+
+    Args:
+        name: what is being done.
+        total: amount of work, in whatever unit `update` counts (steps, seconds of a budget, shards).
+    """
+
+    def __init__(self, name: str, total: float):
+        self.name, self.total = name, total
+        self._bar = tqdm(total=total, desc=name, disable=not sys.stderr.isatty(), bar_format=_BAR)
+        self._start = self._last = time.monotonic()
+        self._first: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._bar.close()
+
+    def update(self, done: float, **values: float | str) -> None:
+        """Report that `done` of `total` is done, with current `values` to show."""
+        text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        if self._first is None:
+            self._first = done
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= LINE_EVERY or done >= self.total:
+            self._last = now
+            elapsed = now - self._start
+            left = elapsed * (self.total - done) / max(done - self._first, 1e-9)
+            print(
+                f"{self.name} {100 * done / self.total:5.1f}%  {text}  left {left / 60:.1f} min", flush=True
+            )
+
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} < {remaining}  {postfix}"
