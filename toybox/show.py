@@ -1,0 +1,58 @@
+"""``python -m toybox.show``: draw a sheet of all things, one row each, from five sides."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .cameras import FOVY, orbit
+from .captions import COLORS
+from .objects import OBJECTS
+from .sdf import render
+
+# azimuth, elevation: front, front and side, side, back, overhead
+SIDES = ((0, 15), (40, 25), (90, 15), (180, 15), (0, 75))
+
+
+def picture(parts: np.ndarray, azimuth: float, elevation: float, size: int, distance: float = 3.05) -> np.ndarray:
+    """One view on white, uint8 RGB ``[size, size, 3]``."""
+    rgba = render(parts, orbit(azimuth, elevation, distance), FOVY, size).astype(np.float32)
+    alpha = rgba[..., 3:] / 255.0
+    return np.uint8(rgba[..., :3] * alpha + 255.0 * (1 - alpha) + 0.5)
+
+
+def sheet(names: list[str], color: str | None, size: int, columns: int) -> Image.Image:
+    """All ``names`` in blocks of five views, ``columns`` blocks wide, in ``color`` or their own."""
+    label = 14
+    rows = -(-len(names) // columns)
+    canvas = Image.new("RGB", (columns * (len(SIDES) * size + 8), rows * (size + label)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for n, name in enumerate(names):
+        thing = OBJECTS[name]
+        parts = thing.build(color or thing.default_color, np.random.default_rng(n))
+        x, y = (n % columns) * (len(SIDES) * size + 8), (n // columns) * (size + label)
+        pen.text((x + 4, y + 1), name, fill="black")
+        for k, (azimuth, elevation) in enumerate(SIDES):
+            canvas.paste(Image.fromarray(picture(parts, azimuth, elevation, size)), (x + k * size, y + label))
+    return canvas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="which things; all by default")
+    parser.add_argument("--out", default="toybox.png")
+    parser.add_argument("--color", choices=[*COLORS, "own"], default="own")
+    parser.add_argument("--size", type=int, default=128, help="pixels of one view")
+    parser.add_argument("--columns", type=int, default=2, help="things side by side")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in OBJECTS]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}. The toybox holds: {', '.join(OBJECTS)}")
+    sheet(args.names or list(OBJECTS), None if args.color == "own" else args.color, args.size, args.columns).save(args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What a thing of the toybox is, and the helpers that things are built with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .captions import COLORS
+from .parts import Color, table
+
+Paint = dict[str, Color]
+
+DARK: Color = (0.10, 0.09, 0.09)
+LIGHT: Color = (0.95, 0.94, 0.90)
+STEEL: Color = (0.62, 0.64, 0.67)
+WOOD: Color = (0.62, 0.42, 0.22)
+GLASS: Color = (0.55, 0.78, 0.92)
+
+# Which of the four directions look alike, for grading: a doughnut has no front.
+ALL_DIFFERENT = (("front",), ("side",), ("back",), ("overhead",))
+ROUND = (("front", "side", "back"), ("overhead",))
+FRONT_ONLY = (("front",), ("side", "back"), ("overhead",))
+TWO_FACED = (("front", "back"), ("side",), ("overhead",))
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An everyday object.
+
+    Attributes:
+        name: the word for it in captions.
+        default_color: the colour of its main part when a prompt names none; a key of ``COLORS``.
+        view_groups: the directions, those that look alike together.
+        part_option: the part that a caption may give a colour of its own ("a snowman with a red hat"), or None.
+        default_part: that part's colour when no caption names it; None: the main colour.
+        draw: ``(main, part, rng, **options) -> parts``, colours as RGB.
+    """
+
+    name: str
+    default_color: str
+    draw: Callable[..., list[np.ndarray]] = field(repr=False)
+    view_groups: tuple[tuple[str, ...], ...] = ALL_DIFFERENT
+    part_option: str | None = None
+    default_part: str | None = None
+
+    def build(
+        self, color: str, rng: np.random.Generator, part_color: str | None = None, **options
+    ) -> np.ndarray:
+        """One instance: the table of parts, with this instance's small variation of shape and shade."""
+        main = shade(COLORS[color], rng)
+        part = shade(COLORS[part_color or self.default_part or color], rng)
+        return table(self.draw(main, part, rng, **options))
+
+    def group(self, view: str) -> tuple[str, ...]:
+        """The directions that look like ``view``."""
+        return next(group for group in self.view_groups if view in group)
+
+
+OBJECTS: dict[str, Thing] = {}
+
+
+def thing(name: str, default_color: str, **kw) -> Callable:
+    """Decorator: enter a drawing function in the toybox."""
+
+    def enter(draw: Callable[..., list[np.ndarray]]) -> Callable[..., list[np.ndarray]]:
+        OBJECTS[name] = Thing(name, default_color, draw, **kw)
+        return draw
+
+    return enter
+
+
+def shade(color: Color, rng: np.random.Generator, by: float = 0.025) -> Color:
+    """A colour a little off, as paint is."""
+    return tuple(np.clip(np.asarray(color) + rng.uniform(-by, by, 3), 0.0, 1.0))
+
+
+def vary(rng: np.random.Generator, by: float = 0.05) -> float:
+    """A factor near one."""
+    return float(rng.uniform(1 - by, 1 + by))
+
+
+def contrast(color: Color) -> Color:
+    """Light on dark colours, dark on light ones: for details that must show on any main colour."""
+    return LIGHT if np.dot(color, (0.3, 0.59, 0.11)) < 0.62 else DARK
+
+
+def darker(color: Color, by: float = 0.6) -> Color:
+    """The same hue with less light."""
+    return tuple(by * np.asarray(color))

@@ -1,0 +1,1 @@
+"""The things of the toybox, a file for each family."""
