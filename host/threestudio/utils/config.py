@@ -1,0 +1,435 @@
+"""Configs: YAML files and ``key=value`` into checked dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+    ValidationError,
+)
+
+import threestudio
+from threestudio.utils.errors import (
+    CommandLineError,
+    ConfigFileError,
+    ConfigValueError,
+    UnknownKeyError,
+    closest,
+    did_you_mean,
+)
+from threestudio.utils.misc import schedule_knots
+
+# ---- resolvers -------------------------------------------------------------------------------------------------------
+
+
+def C_max(value: Any) -> float:
+    """The largest value a scheduled scalar reaches.
+
+    >>> C_max([100, 1.0, 0.0, 200])
+    1.0
+    """
+    if isinstance(value, (int, float)):
+        return value
+    return max(knot_value for _, knot_value in schedule_knots(value))
+
+
+_RESOLVERS = {
+    "calc_exp_lr_decay_rate": lambda factor, n: factor ** (1.0 / n),
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "idiv": lambda a, b: a // b,
+    "basename": lambda path: os.path.basename(path),
+    "rmspace": lambda s, sub: str(s).replace(" ", sub),
+    "tuple2": lambda x: [float(x), float(x)],
+    "gt0": lambda s: s > 0,
+    "cmaxgt0": lambda s: C_max(s) > 0,
+    "cmaxgt0orcmaxgt0": lambda a, b: C_max(a) > 0 or C_max(b) > 0,
+    "not": lambda s: not s,
+}
+
+
+def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
+    """Make ``${name:...}`` call ``resolver``; a later registration of the same name wins."""
+    with warnings.catch_warnings():
+        # omegaconf 2.4 renames this function; 2.3 has only this name.
+        warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+for _name, _resolver in _RESOLVERS.items():
+    register_resolver(_name, _resolver)
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+MAX_NAME_BYTES = 160
+"""Longest trial folder name, timestamp included: files of long prompts must still fit a path."""
+
+
+@dataclass
+class ExperimentConfig:
+    """The top level of a config file."""
+
+    name: str = "default"
+    """First folder below exp_root_dir."""
+    description: str = ""
+    """One line for people."""
+    tag: str = ""
+    """Name of the trial."""
+    seed: int = 0
+    """Seed of everything random; each process adds its rank."""
+    use_timestamp: bool = True
+    """Append @date-time to the tag, so that trials do not overwrite each other."""
+    timestamp: Optional[str] = None  # noqa: UP045 (omegaconf reads this annotation)
+    """The timestamp itself; a saved config has one, and runs from it continue in the same folder."""
+    exp_root_dir: str = "outputs"
+    """Where results go."""
+
+    exp_dir: str = "outputs/default"
+    """Computed: exp_root_dir/name."""
+    trial_name: str = "exp"
+    """Computed: tag + timestamp."""
+    trial_dir: str = "outputs/default/exp"
+    """Computed: exp_dir/trial_name."""
+    n_gpus: int = 1
+    """Computed: how many devices train."""
+
+    resume: Optional[str] = None  # noqa: UP045
+    """Checkpoint to continue from."""
+
+    data_type: str = ""
+    """Registered name of the datamodule."""
+    data: dict = field(default_factory=dict)
+    """Its config."""
+
+    system_type: str = ""
+    """Registered name of the system."""
+    system: dict = field(default_factory=dict)
+    """Its config."""
+
+    trainer: dict = field(default_factory=dict)
+    """Arguments of pytorch_lightning.Trainer."""
+    checkpoint: dict = field(default_factory=dict)
+    """Arguments of pytorch_lightning's ModelCheckpoint."""
+
+    def __post_init__(self) -> None:
+        if not self.tag and not self.use_timestamp:
+            raise ConfigValueError("Give a tag, or leave use_timestamp true: the trial needs a name.")
+        if self.timestamp is None:
+            self.timestamp = ""
+            if self.use_timestamp and self.n_gpus > 1:
+                # Each process would read its own clock.
+                threestudio.warn("No timestamp with several GPUs: make sure that the tag is unique.")
+            elif self.use_timestamp:
+                self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S")
+        self.trial_name = folder_name(str(self.tag), suffix=str(self.timestamp))
+        self.exp_dir = os.path.join(str(self.exp_root_dir), str(self.name))
+        self.trial_dir = os.path.join(self.exp_dir, self.trial_name)
+
+
+def folder_name(tag: str, suffix: str = "") -> str:
+    """``tag + suffix`` as one folder name: no separators, no control characters, at most `MAX_NAME_BYTES` bytes.
+
+    A tag that is too long is cut and ends in a hash of the whole, so that different prompts keep different names.
+    """
+    clean = re.sub(r"[/\\\x00-\x1f]", "_", tag)
+    room = MAX_NAME_BYTES - len(suffix.encode())
+    if len(clean.encode()) > room:
+        digest = hashlib.sha256(tag.encode()).hexdigest()[:8]
+        clean = clean.encode()[: room - 9].decode(errors="ignore") + "-" + digest
+    name = clean + suffix
+    return name if name.strip(".") else "_" + name
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_config(
+    *yamls: str, cli_args: Sequence[str] = (), from_string: bool = False, **kwargs: Any
+) -> ExperimentConfig:
+    """Merge YAML files (or strings) < ``cli_args`` < ``kwargs``, resolve, and check the top level.
+
+    Unlike threestudio's, it creates no folder: whoever writes into ``trial_dir`` makes it.
+
+    Args:
+        yamls: paths, or the text itself with ``from_string``; later ones win.
+        cli_args: ``key.sub=value`` items; values are read as YAML.
+        kwargs: top-level values, e.g. ``n_gpus``.
+
+    Raises:
+        UserError: whatever is wrong with them, and where.
+    """
+    parts = [_parse_yaml(text, "the config text") if from_string else _load_yaml(text) for text in yamls]
+    try:
+        cfg = OmegaConf.merge(*parts, parse_cli(cli_args), kwargs)
+        if not isinstance(cfg, DictConfig):
+            raise ConfigValueError("A config file is a mapping of keys to values.")
+        _reject_missing(cfg)
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise _readable(error) from error
+    return parse_structured(ExperimentConfig, cfg)
+
+
+def parse_cli(cli_args: Sequence[str]) -> DictConfig:
+    """``["a.b=1", ...]`` as a config.
+
+    Raises:
+        CommandLineError: an item that is not ``key=value``, or a value that is not YAML.
+    """
+    merged = OmegaConf.create()
+    for item in cli_args:
+        key, separator, value = item.partition("=")
+        if not separator or not re.fullmatch(r"[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*", key):
+            raise CommandLineError(_bad_item_message(item, key, bool(separator)))
+        try:
+            merged.merge_with_dotlist([item])
+        except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
+            raise CommandLineError(
+                f"Cannot read the value of {item!r}: {_first_line(error)}. Quote text that contains "
+                f"any of {{}}[]:#,'\" twice, e.g. {key}='\"a: b\"'."
+            ) from error
+    return merged
+
+
+def _bad_item_message(item: str, key: str, has_value: bool) -> str:
+    if item.startswith("-"):
+        return f"Unknown option {item!r}. Settings are written key.sub=value; --help shows the options."
+    if item.startswith(("+", "~")):
+        return f"Cannot read {item!r}: write key.sub=value, without + or ~; keys cannot be deleted here."
+    if not has_value:
+        return f'Cannot read {item!r}: write key.sub=value, and quote values with spaces: key="a b".'
+    return f"Cannot read {item!r}: {key!r} is not a config key such as system.guidance.guidance_scale."
+
+
+def _load_yaml(path: str) -> DictConfig:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigFileError(_missing_config_message(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigFileError(f"Cannot read the config file {file}: {error}.") from error
+    return _parse_yaml(text, str(file))
+
+
+def _missing_config_message(file: Path) -> str:
+    what = "is a folder, not a config file" if file.is_dir() else "does not exist"
+    message = f"The config file {file} {what}."
+    folders = [
+        file if file.is_dir() else file.parent,
+        Path("configs"),
+        *sorted(Path("custom").glob("*/configs")),
+    ]
+    choices = list(dict.fromkeys(str(path) for folder in folders for path in sorted(folder.glob("*.yaml"))))
+    by_name: dict[str, str] = {}
+    for choice in choices:
+        by_name.setdefault(Path(choice).stem, choice)
+    near = [by_name[stem] for stem in closest(file.stem, by_name)]
+    listed = near or choices[:12]
+    if listed:
+        message += (" Did you mean: " if near else " There is: ") + ", ".join(listed) + "?"[: bool(near)]
+    return message
+
+
+def _parse_yaml(text: str, source: str) -> DictConfig:
+    try:
+        parsed = OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigValueError(f"{where}: not YAML: {problem}.\n  {line.rstrip()}".rstrip()) from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigValueError(f"{source}: {_first_line(error)}") from error
+    # OmegaConf reads a lone word as {word: None}.
+    if not isinstance(parsed, DictConfig):
+        raise ConfigValueError(f"{source}: a config file is a mapping of keys to values.")
+    return parsed
+
+
+def _reject_missing(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        examples = " ".join(f"{key}=..." for key in missing)
+        raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _readable(error: OmegaConfBaseException, section: str = "") -> Exception:
+    """An omegaconf error as one line that names the key in full."""
+    key = error.full_key or ""
+    if section and not key.startswith(section):
+        key = f"{section}.{key}" if key else section
+    where = f"{key}: " if key else ""
+    detail = _first_line(error)
+    if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
+        return ConfigValueError(f"{where}a value is needed here (??? in the config). {detail}.")
+    if isinstance(error, InterpolationKeyError):
+        return ConfigValueError(
+            f"{where}{detail}. A ${{...}} reference names a key from the top of the config."
+        )
+    if isinstance(error, UnsupportedInterpolationType):
+        names = sorted(_RESOLVERS)
+        return ConfigValueError(
+            f"{where}{detail}. The host's own: {', '.join(names)}; extensions may add theirs."
+        )
+    if isinstance(error, GrammarParseError):
+        return ConfigValueError(f"{where}cannot read the ${{...}} expression: {detail}.")
+    if isinstance(error, ConfigKeyError):
+        return UnknownKeyError(f"{where}{detail}.")
+    cause = error.__cause__
+    if getattr(cause, "is_user_error", False):  # raised inside a resolver
+        return ConfigValueError(f"{where}{cause}")
+    return ConfigValueError(f"{where}{detail}.")
+
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+
+def config_to_primitive(config: Any, resolve: bool = True) -> Any:
+    """A config node as plain dicts, lists and scalars."""
+    return OmegaConf.to_container(config, resolve=resolve)
+
+
+def dump_config(path: str, config: Any) -> None:
+    """Write ``config`` as YAML, whole or not at all."""
+    from threestudio.utils.files import write_text
+
+    write_text(path, OmegaConf.to_yaml(config))
+
+
+def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
+    """``cfg`` checked against the dataclass ``fields``, as a structured config.
+
+    Scalars are checked and coerced.  A list or mapping passes unchecked into any field, which is how a schedule fits
+    a field annotated ``float``.
+
+    Raises:
+        UnknownKeyError: (a TypeError) keys that ``fields`` does not have.
+        ConfigValueError: (a ValueError) a value of the wrong type, or refused by the dataclass's ``__post_init__``.
+    """
+    cfg = {} if cfg is None else cfg
+    section = _Section.of(fields, cfg)
+    try:
+        values = _values_of(cfg)
+    except OmegaConfBaseException as error:
+        raise _readable(error, section.key) from error
+    _reject_unknown_keys(section, fields, values)
+    try:
+        instance = fields(**values)
+        parsed = OmegaConf.structured(instance)
+    except OmegaConfBaseException as error:
+        raise _type_error(section, fields, values, error) from error
+    except (ValueError, TypeError) as error:
+        if getattr(error, "is_user_error", False):
+            error.args = (section.prefix(str(error)), *error.args[1:])
+            raise
+        if isinstance(error, TypeError) and "missing" not in str(error):
+            raise
+        raise ConfigValueError(section.prefix(str(error))) from error
+    if section.key:
+        parsed._set_key(section.key)  # so that sections nested in this one know their full name
+    return parsed
+
+
+@dataclass
+class _Section:
+    """What to call a part of the config in messages."""
+
+    key: str
+    """Full key, "" when unknown or the top level."""
+    name: str
+    """Registered name, or the dataclass's."""
+
+    @classmethod
+    def of(cls, fields: Any, cfg: Any) -> _Section:
+        key = ""
+        name = None
+        if isinstance(cfg, DictConfig):
+            key = cfg._get_full_key(None) or ""
+            parent, own = cfg._get_parent(), cfg._key()
+            if isinstance(parent, DictConfig) and isinstance(own, str):
+                name = parent.get(f"{own}_type", None)
+        if not isinstance(name, str) or not name:
+            name = _owner_name(fields)
+        return cls(key, name)
+
+    def __str__(self) -> str:
+        if self.name == ExperimentConfig.__name__:
+            return "the top level of the config"
+        return f"{self.key} ({self.name})" if self.key else self.name
+
+    def prefix(self, message: str) -> str:
+        return message if self.name == ExperimentConfig.__name__ else f"{self}: {message}"
+
+
+def _owner_name(fields: Any) -> str:
+    for name, cls in threestudio.__modules__.items():
+        if getattr(cls, "Config", None) is fields:
+            return name
+    return getattr(fields, "__qualname__", repr(fields)).removesuffix(".Config")
+
+
+def _values_of(cfg: Any) -> dict[str, Any]:
+    if isinstance(cfg, DictConfig):
+        return {str(key): cfg[key] for key in cfg}
+    # Plain lists become nodes, so that a schedule given from Python is taken as one given in YAML.
+    return {
+        key: OmegaConf.create(value) if isinstance(value, list) else value for key, value in dict(cfg).items()
+    }
+
+
+def _reject_unknown_keys(section: _Section, fields: Any, values: dict[str, Any]) -> None:
+    if not dataclasses.is_dataclass(fields):
+        raise TypeError(f"{fields!r} is not a dataclass, so it cannot hold a config.")
+    known = [f.name for f in dataclasses.fields(fields) if f.init]
+    unknown = [key for key in values if key not in known]
+    if not unknown:
+        return
+    said = ", ".join(repr(key) for key in unknown)
+    hint = "".join(did_you_mean(key, known) for key in unknown[:3])
+    raise UnknownKeyError(
+        f"Unknown key{'s' * (len(unknown) > 1)} {said} in {section}.{hint}\n"
+        f"Its keys: {', '.join(sorted(known)) or '(none)'}."
+    )
+
+
+def _type_error(
+    section: _Section, fields: Any, values: dict[str, Any], error: OmegaConfBaseException
+) -> Exception:
+    key = (error.full_key or "").split(".")[0]
+    if not isinstance(error, ValidationError) or key not in values:
+        return _readable(error, section.key)
+    annotation = next(f.type for f in dataclasses.fields(fields) if f.name == key)
+    wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    value = values[key]
+    full_key = f"{section.key}.{key}" if section.key else key
+    kind = "a list" if isinstance(value, (list, ListConfig)) else type(value).__name__
+    return ConfigValueError(
+        f"{full_key}: {value!r} ({kind}) is not a value of this key of {section}, which takes {wanted}."
+    )
