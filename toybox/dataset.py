@@ -118,7 +118,7 @@ def render_shard(
     for i, color in enumerate(_color_deck(thing, colors, n, rng)):
         has_part = thing.part_option is not None and rng.random() < 0.5
         part_color = str(rng.choice(colors)) if has_part else None
-        pose = str(rng.choice(POSES)) if name == "person" and rng.random() < 0.75 else None
+        pose = str(rng.choice(list(POSES))) if name == "person" and rng.random() < 0.75 else None
         azimuth, elevation, distance, fovy = cameras.sample(rng)
         options = {"pose": pose} if pose else {}
         parts = thing.build(color, rng, part_color=part_color, **options)

@@ -4,7 +4,7 @@ A part is one row of a float32 table, so that a whole object travels into compil
 Rows are applied in order: a ``carved`` part removes material from everything *above* it in the list only, so a mug's hole
 is cut before its handle is added.
 
-Units: an object lives in the unit ball, z is up, its front faces +x (the cameras' azimuth 0), its left side +y.
+Units: an object spans the unit ball (none reaches beyond 1.06), z is up, its front faces +x (the cameras' azimuth 0), its left side +y.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def cat(fur, collar, rng):
         *eyes(0.41, 0.17, 0.51, 0.095, fur),
         ring(0.255, 0.05, (0.08, 0, 0.13), collar, turn=rotation(pitch=12)),
         ball(0.075, (0.36, 0, 0.05), (0.98, 0.80, 0.15)),
-        limb((-0.46, 0, -0.80), (-0.70, tail / 2, -0.50), 0.085, fur),
+        limb((-0.44, 0, -0.75), (-0.70, tail / 2, -0.50), 0.085, fur),
         limb((-0.70, tail / 2, -0.50), (-0.74, tail, -0.12), 0.085, fur, paint=bands(dark, 7, 0, 0.4)),
         limb((-0.74, tail, -0.12), (-0.66, tail, 0.14), 0.085, light, end_radius=0.06),
     ]
@@ -75,8 +75,8 @@ def cat(fur, collar, rng):
         rows += [
             ball((0.27, 0.15, 0.25), (-0.06, s * 0.28 * w, -0.66), fur),
             limb((0.20, s * 0.14, -0.20), (0.27, s * 0.15, -0.78), 0.105, fur),
-            ball((0.14, 0.11, 0.085), (0.34, s * 0.15, -0.83), light),
-            ball((0.15, 0.10, 0.085), (0.17, s * 0.36, -0.83), light),
+            ball((0.14, 0.11, 0.085), (0.32, s * 0.15, -0.82), light),
+            ball((0.15, 0.10, 0.085), (0.17, s * 0.35, -0.80), light),
             cone(0.13, 0.01, 0.12, (0.10, s * 0.22, 0.79), fur, turn=ear),
             cone(0.08, 0.005, 0.085, (0.165, s * 0.22, 0.77), inner_ear, turn=ear),
         ]
@@ -96,7 +96,7 @@ def duck(down, _part, rng):
         limb((-0.58, 0, -0.10), (-0.76, 0, 0.14), 0.07, dark, end_radius=0.035),
         limb((0.24, 0, -0.20), (0.32, 0, 0.30), 0.25, down, end_radius=0.18, blend=0.10),
         ball(0.30 * w, (0.34, 0, 0.48), down),
-        ball((0.22, 0.18, 0.055), (0.66, 0, 0.43), orange),
+        ball((0.22, 0.18, 0.055), (0.64, 0, 0.43), orange),
         ball((0.17, 0.15, 0.04), (0.63, 0, 0.35), darker(orange, 0.8)),
         limb((0.30, 0, 0.76), (0.20, 0, 0.90), 0.04, down, end_radius=0.025),
         *eyes(0.53, 0.17, 0.57, 0.085, down),
@@ -106,7 +106,7 @@ def duck(down, _part, rng):
         rows += [
             ball((0.34, 0.10, 0.20), (-0.14, s * 0.39 * w, -0.26), dark, turn=turn),
             ball((0.27, 0.10, 0.135), (-0.08, s * 0.425 * w, -0.24), down, turn=turn),
-            ball(0.035, (0.83, s * 0.06, 0.455), darker(orange, 0.45)),
+            ball(0.035, (0.81, s * 0.06, 0.455), darker(orange, 0.45)),
             limb((-0.02, s * 0.20, -0.62), (0.0, s * 0.20, -0.84), 0.05, orange),
             ball((0.17, 0.13, 0.045), (0.09, s * 0.20, -0.86), orange),
         ]
@@ -134,7 +134,7 @@ def penguin(coat, scarf, rng):
             turn=rotation(pitch=-6),
             paint=bands(fringe, 7, 0.2, 0.3),
         ),
-        limb((-0.34, 0, -0.70), (-0.58, 0, -0.76), 0.12, coat, end_radius=0.04),
+        limb((-0.34, 0, -0.70), (-0.54, 0, -0.72), 0.12, coat, end_radius=0.04),
     ]
     for s in (-1, 1):
         rows += [
@@ -142,10 +142,10 @@ def penguin(coat, scarf, rng):
             ball((0.04, 0.05, 0.06), (0.335, s * 0.12, 0.58), DARK),
             ball((0.02, 0.022, 0.022), (0.368, s * 0.12 + 0.015, 0.60), LIGHT),
             ball((0.17, 0.065, 0.38), (-0.02, s * 0.52 * w, -0.16), coat, turn=rotation(roll=22 * s)),
-            ball((0.20, 0.14, 0.06), (0.20, s * 0.19, -0.85), orange),
+            ball((0.20, 0.14, 0.06), (0.15, s * 0.19, -0.83), orange),
         ]
         for k in (-1, 0, 1):
-            rows.append(ball(0.045, (0.37 - 0.02 * abs(k), s * 0.19 + 0.08 * k, -0.86), darker(orange, 0.75)))
+            rows.append(ball(0.045, (0.31 - 0.02 * abs(k), s * 0.19 + 0.08 * k, -0.84), darker(orange, 0.75)))
     return rows
 
 
@@ -155,12 +155,12 @@ def snowman(snow, hat, rng):
     w = vary(rng, 0.04)
     coal = DARK if max(snow) > 0.3 else LIGHT
     rows = [
-        ball((0.44 * w, 0.44 * w, 0.40), (0, 0, -0.54), snow),
+        ball((0.47 * w, 0.47 * w, 0.40), (0, 0, -0.54), snow),
         ball((0.33, 0.33, 0.31), (0, 0, 0.0), snow),
         ball(0.245, (0, 0, 0.44), snow),
-        cylinder(0.29, 0.028, (0, 0, 0.615), hat),
-        cylinder(0.185, 0.14, (0, 0, 0.76), hat),
-        cylinder(0.195, 0.04, (0, 0, 0.68), contrast(hat)),
+        cylinder(0.265, 0.028, (0, 0, 0.615), hat),
+        cylinder(0.17, 0.14, (0, 0, 0.76), hat),
+        cylinder(0.18, 0.04, (0, 0, 0.68), contrast(hat)),
         limb((0.20, 0, 0.44), (0.52, 0, 0.41), 0.06, beak_color(snow), end_radius=0.018),
     ]
     for s in (-1, 1):

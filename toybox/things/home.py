@@ -38,19 +38,19 @@ def mug(glaze, _part, rng):
             darker(glaze, 0.85) if max(glaze) > 0.3 else (0.3, 0.3, 0.33),
             carve=True,
         ),
-        cylinder(r - 0.06, 0.03, (0, y, tall - 0.20), (0.26, 0.14, 0.07)),
-        ring(r - 0.22, 0.03, (0.02, y, tall - 0.18), (0.58, 0.38, 0.22)),
+        cylinder(r - 0.11, 0.03, (0, y, tall - 0.26), (0.26, 0.14, 0.07)),
+        ring(r - 0.26, 0.025, (0.02, y, tall - 0.235), (0.58, 0.38, 0.22)),
     ]
 
 
 @thing("chair", "brown")
 def chair(wood, _part, rng):
     """Four legs, a cushion with buttons, a backrest of slats."""
-    w, top = 0.42 * vary(rng), 0.88 * vary(rng, 0.03)
+    w, top = 0.385 * vary(rng, 0.03), 0.82 * vary(rng, 0.02)
     dark, soft = trim(wood), contrast(wood)
     rows = [
         box((w, w, 0.06), (0, 0, -0.12), wood, round=0.03),
-        box((0.30, 0.30, 0.05), (0.04, 0, -0.03), dark, round=0.045),
+        box((0.27, 0.27, 0.05), (0.05, 0, -0.03), dark, round=0.045),
         box((0.06, w, 0.11), (-w + 0.06, 0, top - 0.13), wood, round=0.04),
         box((0.04, w, 0.05), (-w + 0.05, 0, 0.14), wood, round=0.03),
     ]
@@ -60,8 +60,8 @@ def chair(wood, _part, rng):
         y = s * (w - 0.06)
         rows += [
             limb((-w + 0.06, y, -0.10), (-w + 0.06, y, top - 0.12), 0.065, wood),
-            limb((-w + 0.06, y, -0.12), (-w + 0.02, y, -0.82), 0.07, wood, end_radius=0.055),
-            limb((w - 0.07, y, -0.12), (w - 0.03, y, -0.82), 0.07, wood, end_radius=0.055),
+            limb((-w + 0.06, y, -0.12), (-w + 0.02, y, -0.76), 0.07, wood, end_radius=0.055),
+            limb((w - 0.07, y, -0.12), (w - 0.03, y, -0.76), 0.07, wood, end_radius=0.055),
             limb((w - 0.05, y, -0.55), (-w + 0.05, y, -0.55), 0.035, dark),
         ]
         for x in (-0.10, 0.18):
@@ -73,7 +73,7 @@ def chair(wood, _part, rng):
 @thing("table", "brown", view_groups=(("front",), ("side", "back"), ("overhead",)))
 def wooden_table(wood, _part, rng):
     """A square top with a runner of cloth and a plate, a drawer on the front, four legs."""
-    w, top = 0.60 * vary(rng, 0.03), 0.34
+    w, top = 0.58 * vary(rng, 0.03), 0.38
     dark, cloth = trim(wood), contrast(wood)
     edge = (0.85, 0.20, 0.20) if wood[0] < 0.7 or wood[1] > 0.8 else (0.15, 0.35, 0.85)
     rows = [
@@ -90,8 +90,8 @@ def wooden_table(wood, _part, rng):
     for x in (-1, 1):
         for y in (-1, 1):
             at = (x * (w - 0.09), y * (w - 0.09))
-            rows.append(cone(0.045, 0.075, 0.42, (*at, -0.22), wood))
-            rows.append(ball((0.075, 0.075, 0.05), (*at, -0.58), dark))
+            rows.append(cone(0.045, 0.075, 0.41, (*at, -0.17), wood))
+            rows.append(ball((0.075, 0.075, 0.05), (*at, -0.54), dark))
     return rows
 
 
@@ -208,8 +208,8 @@ def television(case, _part, rng):
         rows += [
             limb((-0.05, 0, z + tall + 0.04), tip, 0.022, STEEL),
             ball(0.042, tip, DARK),
-            limb((0.20, s * 0.46, z - tall), (0.23, s * 0.50, -0.78), 0.07, dark, end_radius=0.05),
-            limb((-0.20, s * 0.46, z - tall), (-0.23, s * 0.50, -0.78), 0.07, dark, end_radius=0.05),
+            limb((0.20, s * 0.46, z - tall), (0.23, s * 0.49, -0.74), 0.07, dark, end_radius=0.05),
+            limb((-0.20, s * 0.46, z - tall), (-0.23, s * 0.49, -0.74), 0.07, dark, end_radius=0.05),
         ]
     return rows
 

@@ -57,10 +57,10 @@ POSES: dict[str, dict[str, Turn]] = {
         "right shoulder": (74, -38, 0),
         "left elbow": (0, 0, -30),
         "right elbow": (0, 0, 40),
-        "left hip": (0, -32, 0),
+        "left hip": (0, -27, 0),
         "left knee": (0, 6, 0),
-        "right hip": (0, 26, 0),
-        "right knee": (0, 26, 0),
+        "right hip": (0, 23, 0),
+        "right knee": (0, 22, 0),
         "right ankle": (0, 12, 0),
     },
     "waving": {

@@ -1,0 +1,182 @@
+"""What the training stages share: a run bounded by time that can be killed and resumed, averaged weights, schedules."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toybox.progress import Progress
+
+CHECKPOINT_EVERY = 120.0  # seconds
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop (SIGTERM, Ctrl-C); its checkpoint is written. Exit status 143, as for SIGTERM."""
+
+    def __init__(self, name: str):
+        super().__init__(143)
+        print(f"{name}: stopped; the same command continues from the checkpoint", flush=True)
+
+
+def save_atomically(path: Path, value: Any) -> None:
+    """`torch.save` under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+
+
+class Ema:
+    """Exponential moving average of a module's parameters, with the warm-up min(decay, (1 + n) / (10 + n)).
+
+    Args:
+        module: the module in training; buffers are not averaged.
+        decay: weight of the past per step.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float = 0.999):
+        self.module, self.decay, self.updates = module, decay, 0
+        self.shadow = [p.detach().clone() for p in module.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the module's present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.module.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Write the averaged weights into `module` (of the same architecture) and return it."""
+        for p, average in zip(module.parameters(), self.shadow, strict=True):
+            p.copy_(average)
+        return module
+
+    def state_dict(self) -> dict:
+        return {"shadow": self.shadow, "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.shadow, self.updates = state["shadow"], state["updates"]
+
+
+class Run:
+    """Training steps until a budget is used up. Iterate over it; each item is the step's number.
+
+    The budget is wall time, or a number of steps when `steps` is given. `fraction` says how much of it is used (0 to
+    1), and schedules are functions of it, so that they end when the budget ends, however fast the machine is. Time
+    used before a resume counts. A checkpoint is written every two minutes, at the end, and when the process is asked to
+    stop; it holds `parts`, both random generators and the time used.
+
+    Args:
+        name: for the log.
+        path: the checkpoint; if it exists the run continues from it.
+        parts: everything with `state_dict`/`load_state_dict` that training changes.
+        rng: the NumPy generator that the data comes from.
+        minutes: budget in all, resumed time included.
+        steps: budget in steps instead (for tests: a resumed run then repeats an uninterrupted one exactly).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        parts: dict[str, Any],
+        rng: np.random.Generator,
+        minutes: float,
+        steps: int | None = None,
+        stop_after: int | None = None,
+    ):
+        self.name, self.path, self.parts, self.rng = name, Path(path), parts, rng
+        self.seconds, self.steps, self.stop_after = 60 * minutes, steps, stop_after
+        self.step, self.elapsed, self.values = 0, 0.0, {}
+        self._stop = False
+        if self.path.exists():
+            self._restore()
+
+    # ------------------------------------------------------------------ state
+
+    def _restore(self) -> None:
+        state = torch.load(self.path, weights_only=True, map_location="cpu")
+        for key, part in self.parts.items():
+            part.load_state_dict(state["parts"][key])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        torch.set_rng_state(state["torch_rng"])
+        self.rng.bit_generator.state = state["numpy_rng"]
+        print(f"{self.name}: continues at step {self.step}, {self.elapsed / 60:.1f} min used", flush=True)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "parts": {key: part.state_dict() for key, part in self.parts.items()},
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": self.rng.bit_generator.state,
+        }
+        save_atomically(self.path, state)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is used, in [0, 1]."""
+        used = self.step / self.steps if self.steps else self.elapsed / self.seconds
+        return min(used, 1.0)
+
+    # ------------------------------------------------------------------ the loop
+
+    def report(self, **values: float) -> None:
+        """Values to show; averaged over about 50 steps so that a log line is not noise."""
+        for key, value in values.items():
+            old = self.values.get(key, value)
+            self.values[key] = old + 0.02 * (value - old)
+
+    def __iter__(self) -> Iterator[int]:
+        previous = {s: signal.signal(s, self._ask_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with Progress(self.name, 1.0) as progress:
+                yield from self._steps(progress)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _steps(self, progress: Progress) -> Iterator[int]:
+        first, last = self.step, time.monotonic()
+        start = saved = last
+        while self.fraction < 1:
+            yield self.step
+            self.step += 1
+            now = time.monotonic()
+            self.elapsed, last = self.elapsed + now - last, now
+            rate = (self.step - first) / (now - start)
+            progress.update(self.fraction, step=self.step, **self.values, per_second=rate)
+            if self._stop or (self.stop_after and self.step >= self.stop_after):
+                self.save()
+                raise Stopped(self.name)
+            if now - saved > CHECKPOINT_EVERY:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    def _ask_stop(self, *_: Any) -> None:
+        self._stop = True
+
+
+def warm_cosine(fraction: float, warm: float = 0.02, floor: float = 0.0) -> float:
+    """Factor on the learning rate: linear from 0 to 1 over `warm` of the budget, then half a cosine down to `floor`."""
+    if fraction < warm:
+        return max(fraction / warm, 0.02)
+    x = (fraction - warm) / (1 - warm)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * x))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
