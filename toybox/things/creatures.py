@@ -64,7 +64,7 @@ def cat(fur, collar, rng):
         *eyes(0.41, 0.17, 0.51, 0.095, fur),
         ring(0.255, 0.05, (0.08, 0, 0.13), collar, turn=rotation(pitch=12)),
         ball(0.075, (0.36, 0, 0.05), (0.98, 0.80, 0.15)),
-        limb((-0.44, 0, -0.75), (-0.70, tail / 2, -0.50), 0.085, fur),
+        limb((-0.43, 0, -0.73), (-0.70, tail / 2, -0.50), 0.085, fur),
         limb((-0.70, tail / 2, -0.50), (-0.74, tail, -0.12), 0.085, fur, paint=bands(dark, 7, 0, 0.4)),
         limb((-0.74, tail, -0.12), (-0.66, tail, 0.14), 0.085, light, end_radius=0.06),
     ]
@@ -75,10 +75,10 @@ def cat(fur, collar, rng):
         rows += [
             ball((0.27, 0.15, 0.25), (-0.06, s * 0.28 * w, -0.66), fur),
             limb((0.20, s * 0.14, -0.20), (0.27, s * 0.15, -0.78), 0.105, fur),
-            ball((0.14, 0.11, 0.085), (0.32, s * 0.15, -0.82), light),
-            ball((0.15, 0.10, 0.085), (0.17, s * 0.35, -0.80), light),
-            cone(0.13, 0.01, 0.12, (0.10, s * 0.22, 0.79), fur, turn=ear),
-            cone(0.08, 0.005, 0.085, (0.165, s * 0.22, 0.77), inner_ear, turn=ear),
+            ball((0.14, 0.11, 0.085), (0.30, s * 0.15, -0.815), light),
+            ball((0.15, 0.10, 0.085), (0.17, s * 0.34, -0.80), light),
+            cone(0.13, 0.01, 0.12, (0.10, s * 0.22, 0.775), fur, turn=ear),
+            cone(0.08, 0.005, 0.085, (0.165, s * 0.22, 0.755), inner_ear, turn=ear),
         ]
         for dz in (-0.03, 0.06):
             rows.append(limb((0.46, s * 0.13, 0.33), (0.40, s * 0.50, 0.32 + 1.4 * dz), 0.015, whisker))
@@ -118,7 +118,7 @@ def duck(down, _part, rng):
 
 @thing("penguin", "black", part_option="scarf", default_part="red")
 def penguin(coat, scarf, rng):
-    """A pale belly and face on the front, beak, flippers held off the body, feet, a scarf with one hanging end."""
+    """A pale belly and face on the front, beak, flippers, feet, a scarf with one hanging end."""
     w = vary(rng)
     light, orange, fringe = pale(coat), beak_color(coat), contrast(scarf)
     rows = [
@@ -158,9 +158,9 @@ def snowman(snow, hat, rng):
         ball((0.47 * w, 0.47 * w, 0.40), (0, 0, -0.54), snow),
         ball((0.33, 0.33, 0.31), (0, 0, 0.0), snow),
         ball(0.245, (0, 0, 0.44), snow),
-        cylinder(0.265, 0.028, (0, 0, 0.615), hat),
-        cylinder(0.17, 0.14, (0, 0, 0.76), hat),
-        cylinder(0.18, 0.04, (0, 0, 0.68), contrast(hat)),
+        cylinder(0.235, 0.028, (0, 0, 0.615), hat),
+        cylinder(0.155, 0.14, (0, 0, 0.76), hat),
+        cylinder(0.165, 0.04, (0, 0, 0.68), contrast(hat)),
         limb((0.20, 0, 0.44), (0.52, 0, 0.41), 0.06, beak_color(snow), end_radius=0.018),
     ]
     for s in (-1, 1):
@@ -169,8 +169,8 @@ def snowman(snow, hat, rng):
         rows += [
             ball(0.045, (0.215, s * 0.09, 0.51), coal),
             limb((0, s * 0.26, 0.08), hand, 0.035, stick, end_radius=0.025),
-            limb(hand - (0, s * 0.06, 0), hand + (0.0, s * 0.04, 0.14), 0.02, stick),
-            limb(hand - (0, s * 0.02, 0), hand + (0.06, s * 0.13, -0.02), 0.02, stick),
+            limb(np.subtract(hand, (0, s * 0.06, 0)), np.add(hand, (0, s * 0.04, 0.14)), 0.02, stick),
+            limb(np.subtract(hand, (0, s * 0.02, 0)), np.add(hand, (0.06, s * 0.13, -0.02)), 0.02, stick),
         ]
     for k in range(-2, 3):
         rows.append(ball(0.026, (0.225 - 0.012 * k * k, 0.055 * k, 0.335 + 0.016 * k * k), coal))
@@ -225,8 +225,8 @@ def robot(metal, _part, rng):
             ball((0.05, 0.075, 0.075), (0.28, s * 0.13, 0.57), lamp),
             cylinder(0.06, 0.05, (0, s * 0.33, 0.52), grey, turn=rotation(roll=90)),
             limb(shoulder, elbow, 0.10, metal),
-            limb(elbow, elbow + (0.14, 0, -0.18), 0.075, metal),
-            ball(0.085, elbow + (0.19, 0, -0.23), grey),
+            limb(elbow, np.add(elbow, (0.14, 0, -0.18)), 0.075, metal),
+            ball(0.085, np.add(elbow, (0.19, 0, -0.23)), grey),
             cylinder(0.11, 0.14, (0, s * 0.18, -0.56), grey),
             box((0.23, 0.16, 0.11), (0.06, s * 0.19, -0.77), metal, round=0.05),
             ball(0.035, (-0.41, s * 0.17, 0.09), STEEL),

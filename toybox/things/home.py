@@ -32,7 +32,7 @@ def mug(glaze, _part, rng):
         cylinder(0.115, x, (x + 0.02, y + 0.085, 0.12), heart, turn=FORWARD),
         box((x, 0.121, 0.121), (x + 0.02, y, 0.035), heart, turn=rotation(roll=45), round=0.01),
         cylinder(
-            r - 0.07,
+            r - 0.12,
             tall,
             (0, y, 0.10),
             darker(glaze, 0.85) if max(glaze) > 0.3 else (0.3, 0.3, 0.33),
@@ -97,7 +97,7 @@ def wooden_table(wood, _part, rng):
 
 @thing("teapot", "white")
 def teapot(glaze, _part, rng):
-    """A spout to the front, a handle behind, a lid with a knob; a flower on each side and dots around the belly."""
+    """A spout to the front, a handle behind, a lid with a knob; a flower on each side, dots all around."""
     w = 0.50 * vary(rng, 0.04)
     motif = LIGHT if contrast(glaze) == LIGHT else (0.14, 0.30, 0.80)
     heart = (0.98, 0.78, 0.15) if motif != LIGHT or glaze[1] < 0.45 else (0.90, 0.20, 0.25)
@@ -166,7 +166,7 @@ def clock(case, _part, rng):
             limb(np.array([0, 0, z]) + (r - 0.05) * up, np.array([0, 0, z]) + (r + 0.12) * up, 0.035, STEEL),
             cone(0.21, 0.09, 0.075, np.array([0, 0, z]) + (r + 0.125) * up, case, turn=lean, round=0.03),
             ball(0.05, np.array([0, 0, z]) + (r + 0.25) * up, dark),
-            limb(foot, foot + (0, s * 0.08, -0.20), 0.075, dark, end_radius=0.055),
+            limb(foot, np.add(foot, (0, s * 0.08, -0.20)), 0.075, dark, end_radius=0.055),
         ]
     return rows
 
@@ -204,12 +204,12 @@ def television(case, _part, rng):
         ball((0.12, 0.12, 0.07), (-0.05, 0, z + tall), dark),
     ]
     for s in (-1, 1):
-        tip = (-0.05, s * (0.38 + rng.uniform(-0.06, 0.06)), 0.84)
+        tip = (-0.05, s * (0.38 + rng.uniform(-0.06, 0.06)), 0.82)
         rows += [
             limb((-0.05, 0, z + tall + 0.04), tip, 0.022, STEEL),
             ball(0.042, tip, DARK),
-            limb((0.20, s * 0.46, z - tall), (0.23, s * 0.49, -0.74), 0.07, dark, end_radius=0.05),
-            limb((-0.20, s * 0.46, z - tall), (-0.23, s * 0.49, -0.74), 0.07, dark, end_radius=0.05),
+            limb((0.20, s * 0.46, z - tall), (0.23, s * 0.48, -0.73), 0.07, dark, end_radius=0.05),
+            limb((-0.20, s * 0.46, z - tall), (-0.23, s * 0.48, -0.73), 0.07, dark, end_radius=0.05),
         ]
     return rows
 
@@ -232,7 +232,13 @@ def gift(paper, ribbon, rng):
         turn = rotation(yaw=45 + 90 * k)
         out = turn @ np.array([0.20, 0, 0.08])
         rows.append(
-            ring(0.12, 0.055, out + (0, 0, knot), ribbon, turn=turn @ rotation(pitch=-22) @ rotation(roll=90))
+            ring(
+                0.12,
+                0.055,
+                np.add(out, (0, 0, knot)),
+                ribbon,
+                turn=turn @ rotation(pitch=-22) @ rotation(roll=90),
+            )
         )
     rows.append(
         ball((0.11, 0.11, 0.09), (0, 0, knot), darker(ribbon, 0.8) if max(ribbon) > 0.3 else (0.3, 0.3, 0.33))
@@ -245,5 +251,5 @@ def gift(paper, ribbon, rng):
                 ball((0.03, 0.055, 0.055), turn @ np.array([w, y, 0]) + (0, 0, z + up), dot, turn=turn)
             )
         at = turn @ rotation(yaw=45) @ np.array([0.50, 0, 0])
-        rows.append(ball((0.055, 0.055, 0.03), at + (0, 0, z + tall + 0.10), dot))
+        rows.append(ball((0.055, 0.055, 0.03), np.add(at, (0, 0, z + tall + 0.10)), dot))
     return rows

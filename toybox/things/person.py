@@ -1,7 +1,7 @@
 """A person, built on a small skeleton.
 
-The body faces +x with its left side at +y. At rest every joint's axes are the world's and the arms point sideways; a pose
-turns joints, and forward kinematics carries the limbs along.
+The body faces +x with its left side at +y. At rest every joint's axes are the world's and the arms point
+sideways; a pose turns joints, and forward kinematics carries the limbs along.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ SKELETON: dict[str, tuple[str | None, tuple[float, float, float]]] = {
 
 Turn = tuple[float, float, float]  # roll, pitch, yaw in degrees, as ``parts.rotation``
 
-# A roll of a left joint lifts the arm (of a right joint, lowers it); a negative pitch swings a hanging limb forward.
+# A roll of a left joint lifts the arm (of a right joint, lowers it); a negative pitch swings a hanging limb
+# forward.
 POSES: dict[str, dict[str, Turn]] = {
     "standing": {
         "left shoulder": (-62, 0, 0),
@@ -57,8 +58,8 @@ POSES: dict[str, dict[str, Turn]] = {
         "right shoulder": (74, -38, 0),
         "left elbow": (0, 0, -30),
         "right elbow": (0, 0, 40),
-        "left hip": (0, -27, 0),
-        "left knee": (0, 6, 0),
+        "left hip": (0, -22, 0),
+        "left knee": (0, 8, 0),
         "right hip": (0, 23, 0),
         "right knee": (0, 22, 0),
         "right ankle": (0, 12, 0),
@@ -73,7 +74,7 @@ POSES: dict[str, dict[str, Turn]] = {
 
 
 def frames(pose: str = "standing") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each joint's place ``[3]`` and orientation ``[3, 3]`` (columns: its axes in the world) in a pose of ``POSES``."""
+    """Each joint's place ``[3]`` and orientation ``[3, 3]`` (columns: its axes in the world) in a pose."""
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (parent, offset) in SKELETON.items():
         at, turn = out[parent] if parent else (np.zeros(3), np.eye(3))
@@ -110,10 +111,10 @@ def person(shirt, trousers, rng, pose="standing"):
         # Head: the face shows where the skin lies in front of the hair.
         ball((0.20, 0.19, 0.215), at["head"], skin, turn=head),
         ball((0.215, 0.225, 0.205), on("head", -0.055, 0, 0.055), hair, turn=head),
-        ball((0.05, 0.13, 0.05), on("head", 0.13, 0.04, 0.175), hair, turn=head @ rotation(roll=-12)),
+        ball((0.045, 0.13, 0.045), on("head", 0.115, 0.04, 0.175), hair, turn=head @ rotation(roll=-12)),
         ball((0.045, 0.035, 0.035), on("head", 0.205, 0, -0.025), darker(skin, 0.85), turn=head),
-        limb(on("head", 0.172, -0.06, -0.095), on("head", 0.185, 0, -0.112), 0.018, (0.75, 0.16, 0.16)),
-        limb(on("head", 0.172, 0.06, -0.095), on("head", 0.185, 0, -0.112), 0.018, (0.75, 0.16, 0.16)),
+        limb(on("head", 0.172, -0.05, -0.10), on("head", 0.182, 0, -0.112), 0.016, (0.75, 0.16, 0.16)),
+        limb(on("head", 0.172, 0.05, -0.10), on("head", 0.182, 0, -0.112), 0.016, (0.75, 0.16, 0.16)),
     ]
     for z in (0.18, 0.07, -0.04, -0.14):
         rows.append(ball(0.028, on("chest", 0.163 * chunky, 0, z), contrast(shirt), turn=chest))
@@ -136,7 +137,7 @@ def person(shirt, trousers, rng, pose="standing"):
             ball((0.06, 0.085, 0.08), on(f"{side} hand", 0, s * 0.02, 0), skin, turn=hand),
             limb(at[f"{side} hip"], at[f"{side} knee"], 0.118, trousers, end_radius=0.10),
             limb(at[f"{side} knee"], on(f"{side} ankle", 0, 0, 0.03), 0.10, trousers, end_radius=0.09),
-            ball((0.17, 0.095, 0.07), on(f"{side} ankle", 0.06, 0, -0.04), shoe, turn=foot),
-            box((0.165, 0.09, 0.022), on(f"{side} ankle", 0.06, 0, -0.095), LIGHT, turn=foot),
+            ball((0.16, 0.095, 0.07), on(f"{side} ankle", 0.06, 0, -0.04), shoe, turn=foot),
+            box((0.135, 0.075, 0.022), on(f"{side} ankle", 0.06, 0, -0.092), (0.55, 0.52, 0.50), turn=foot),
         ]
     return rows
