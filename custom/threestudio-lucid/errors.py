@@ -1,0 +1,40 @@
+"""The one exception that means "you can fix this": a wrong name, value, file or prompt."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one message that says what to do next.
+
+    The launcher prints the message alone (no stack trace) and exits with code 2. It recognises the class by the
+    attribute below and not by its type, so the extension needs nothing from the host it runs in.
+    """
+
+    is_user_error = True
+
+
+def closest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of `choices` that are spelt like `word`, best first; empty when none is near."""
+    return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.6)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises UserError naming the field, the value and the choices unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}.")
+
+
+def check_range(
+    name: str, value: float, low: float | None = None, high: float | None = None, *, above: bool = False
+) -> None:
+    """Raises UserError naming the field and the value unless low <= value <= high (low < value with `above`)."""
+    too_low = low is not None and (value <= low if above else value < low)
+    if too_low or (high is not None and value > high) or math.isnan(value):
+        bounds = [] if low is None else [f"{'above' if above else 'at least'} {low:g}"]
+        bounds += [] if high is None else [f"at most {high:g}"]
+        raise UserError(f"{name} is {value}; it must be {' and '.join(bounds)}.")
