@@ -10,8 +10,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake of the user's, told in one message that says what to do next.
 
-    The launcher prints the message alone (no stack trace) and exits with code 2. It recognises the class by the
-    attribute below and not by its type, so the extension needs nothing from the host it runs in.
+    The launcher prints the message alone (no stack trace) and exits with code 2. It recognises the class by
+    the attribute below and not by its type, so the extension needs nothing from the host it runs in.
     """
 
     is_user_error = True
@@ -32,7 +32,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 def check_range(
     name: str, value: float, low: float | None = None, high: float | None = None, *, above: bool = False
 ) -> None:
-    """Raises UserError naming the field and the value unless low <= value <= high (low < value with `above`)."""
+    """UserError naming the field and the value unless low <= value <= high (`above`: low < value)."""
     too_low = low is not None and (value <= low if above else value < low)
     if too_low or (high is not None and value > high) or math.isnan(value):
         bounds = [] if low is None else [f"{'above' if above else 'at least'} {low:g}"]

@@ -2,9 +2,10 @@
 
     python tests/guidance/make_golden.py CHECKOUT_OF_EnVision-Research/LucidDreamer
 
-The published `train_step` and `train_step_perpneg` run unchanged. Around them: the network is `replay.network`, the
-encoder is the identity (images are the latents), flips are off, and the two random draws (noise, index) return what
-the case asks for. Not part of the tests: the file it makes is committed, and was made from commit 2ecf093.
+The published `train_step` and `train_step_perpneg` run unchanged. Around them: the network is
+`replay.network`, the encoder is the identity (images are the latents), flips are off, and the two random
+draws (noise, index) return what the case asks for. Not part of the tests: the file it makes is committed, and
+was made from commit 2ecf093.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def import_published(checkout: Path) -> types.ModuleType:
 
 
 class FixedDraws:
-    """Stands for the name `torch` inside the published module: the same, but for what its random draws return."""
+    """Stands for the name `torch` in the published module: the same but for the random draws."""
 
     def __init__(self, index: int):
         self.index = index

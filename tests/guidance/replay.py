@@ -27,7 +27,7 @@ def noise() -> torch.Tensor:
 
 
 def embeddings() -> dict[str, torch.Tensor]:
-    """Per view [B, T, D]: text, uncond, inverse; negatives [2, B, T, D]; weights [2, B] (one of them negligible)."""
+    """Per view [B, T, D]: text, uncond, inverse; negatives [2, B, T, D]; weights [2, B], one negligible."""
     shape = (TOKENS, WIDTH)
     return {
         "text": wave(BATCH, *shape, phase=0.1),
@@ -51,7 +51,7 @@ def network(x: torch.Tensor, tau: torch.Tensor | int, emb: torch.Tensor) -> torc
 
 
 def cases() -> list[dict]:
-    """delta_t, delta_s, steps, warm-up, index, Perp-Neg, prediction type, noise table: the corners and a spread."""
+    """Interval, stride, warm-up, index, Perp-Neg, prediction type, noise table: corners and a spread."""
     table = []
     for delta_t, index, perp in itertools.product((25, 50, 80), (20, 81, 499), (False, True)):
         table.append({"delta_t": delta_t, "index": index, "perp_neg": perp})

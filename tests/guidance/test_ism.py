@@ -1,8 +1,8 @@
-"""One step of ISM and SDS: the published code's numbers, an independent replay, and what must hold for any model.
+"""One step of ISM and SDS: the published numbers, an independent replay, and what holds for any model.
 
-golden_ism.json holds numbers that the published code itself gave (EnVision-Research/LucidDreamer at 2ecf093, its
-`train_step` and `train_step_perpneg` run unchanged in float32 by make_golden.py). `replay_step` below is written from
-the description alone, in float64, one sample and one scalar coefficient at a time.
+golden_ism.json holds numbers that the published code itself gave (EnVision-Research/LucidDreamer at 2ecf093,
+its `train_step` and `train_step_perpneg` run unchanged in float32 by make_golden.py). `replay_step` below is
+written from the description alone, in float64, one sample and one scalar coefficient at a time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_reproduces_the_published_code(row):
             assert relative(getattr(step, name), expected) < 1e-5, (name, case)
 
 
-# --- the replay -------------------------------------------------------------------------------------------------
+# --- the replay ---------------------------------------------------------------------------------------------
 
 
 def replay_step(case: dict, table: list[float]) -> dict[str, torch.Tensor]:
@@ -165,7 +165,7 @@ def test_replay_itself_agrees_with_the_published_code():
                 assert relative(value, torch.tensor(row[name]).reshape(value.shape)) < 1e-5
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------
+# --- by hand ------------------------------------------------------------------------------------------------
 
 
 def tiny_schedule(**kwargs) -> NoiseSchedule:
@@ -183,7 +183,8 @@ def constants(text: float, uncond: float, inverse: float) -> Conditioning:
 
 
 def test_released_step_by_hand():
-    # i_s = 0: x_s = .8 * 1 + .6 * 2 = 2.  e_s = .5: x0 = (2 - .3) / .8 = 2.125, x_t = .6 * 2.125 + .8 * .5 = 1.675.
+    # i_s = 0: x_s = .8 * 1 + .6 * 2 = 2.
+    # e_s = .5: x0 = (2 - .3) / .8 = 2.125, x_t = .6 * 2.125 + .8 * .5 = 1.675.
     # pred = .1 + 2 (.7 - .1) = 1.3.  w = .8 / .6.  grad = .1 * 4/3 * (1.3 - .5)
     z, n = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2.0)
     step = ism_step(
@@ -203,7 +204,8 @@ def test_released_step_by_hand():
 
 
 def test_paper_step_by_hand():
-    # t = 2, s = 1: one stride from clean: x_s = .8 * 1 + .6 * .5 = 1.1.  e_s = .5 again: x0 = 1, x_t = .6 + .4 = 1.
+    # t = 2, s = 1: one stride from clean: x_s = .8 * 1 + .6 * .5 = 1.1.
+    # e_s = .5 again: x0 = 1, x_t = .6 + .4 = 1.
     # guidance against the empty prompt: pred = .5 + 2 (.7 - .5) = .9.  grad = 4/3 * (.9 - .5)
     z = torch.ones(1, 1, 1, 1)
     step = ism_step(
@@ -239,7 +241,7 @@ def test_sds_step_by_hand():
     assert found == pytest.approx([2.2, 2.0, 1.3, 0.1 * 4 / 3 * -0.7])
 
 
-# --- what must hold ---------------------------------------------------------------------------------------------
+# --- what must hold -----------------------------------------------------------------------------------------
 
 
 def test_sds_gradient_is_the_difference_of_clean_latents():
@@ -259,7 +261,7 @@ def test_sds_gradient_is_the_difference_of_clean_latents():
     [("released", "epsilon"), ("paper", "epsilon"), ("paper", "v_prediction")],
 )
 def test_gradient_leads_from_the_image_without_text_to_the_one_with(recipe, prediction_type):
-    """A model that knows one image with text and one without: grad is their difference, at any t and any strides.
+    """A model that knows one image with text, one without: grad is their difference at any t and strides.
 
     Not so for v-prediction as released: raw v outputs of two noise levels have no such meaning.
     """

@@ -108,7 +108,7 @@ def test_step_is_finite_whatever_the_network_says():
 
 
 def test_fresh_noise_has_the_capped_variance():
-    """eta scales the variance (LucidDreamer), capped at (1 - ab_u) / 2; its own generator makes it repeatable."""
+    """eta scales the variance, capped at (1 - ab_u) / 2; the generator makes it repeatable."""
     schedule, tau, u = stable_diffusion(), 400, 500
     x, output = torch.zeros(1, 4, 64, 64, dtype=torch.float64), torch.zeros(1, 4, 64, 64, dtype=torch.float64)
     ab_tau, ab_u = schedule.alpha_bar(tau), schedule.alpha_bar(u)
@@ -123,7 +123,7 @@ def test_fresh_noise_has_the_capped_variance():
 
 
 def test_fresh_noise_keeps_the_noise_level():
-    """With the true output x_u is sqrt(ab_u) x_0 plus noise of variance 1 - ab_u, part of it old and part fresh."""
+    """With the true output x_u is sqrt(ab_u) x_0 plus noise of variance 1 - ab_u, old and fresh."""
     schedule, tau, u = stable_diffusion(), 400, 500
     x_0, noise = randn(1, 4, 64, 64), randn(1, 4, 64, 64, seed=1)
     generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ def test_fresh_noise_keeps_the_noise_level():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_inversion_follows_the_probability_flow(prediction_type):
-    """For Gaussian data the flow keeps (x - sqrt(ab) mean) / std(x_tau) constant; DDIM with unit strides follows."""
+    """For Gaussian data the flow keeps (x - sqrt(ab) mean) / std(x_tau); DDIM in unit strides follows."""
     schedule = stable_diffusion(prediction_type=prediction_type)
     mean, std = randn(1, 4, 3, 3), 0.6
     model = gaussian_model(schedule, mean, std)

@@ -45,7 +45,7 @@ def classifier_free(uncond: Tensor, text: Tensor, scale: float) -> Tensor:
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """The part of x perpendicular to y, sample by sample: inner products run over all dimensions but the first."""
+    """The part of x perpendicular to y; inner products run over all dimensions but the first."""
     dims = tuple(range(1, x.ndim))
     along = (x * y).sum(dims, keepdim=True) / (y * y).sum(dims, keepdim=True).clamp_min(1e-6)
     return x - along * y

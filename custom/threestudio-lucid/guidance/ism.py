@@ -4,17 +4,18 @@
     x_t  one more DDIM step of length delta_T from x_s, with the same score
     grad = w(t) [ e(x_t, t, text, guided) - e(x_s, s, empty) ],   w(t) = sqrt((1 - ab_t) / ab_t)
 
-Two recipes, because paper and released code differ (the released one is the default and made the published results):
+Two recipes, because paper and released code differ (the released one is the default and made the published
+results):
 
-    |                  | released                                  | paper (Algorithm 1)                         |
-    |------------------|-------------------------------------------|---------------------------------------------|
-    | starts from      | latents + a little noise, at tau = 1      | clean latents, ab = 1, at tau = 0           |
-    | strides          | full delta_S, the last one shorter        | ceil(s / delta_S) equal ones                |
-    | guidance against | the negative prompt                       | the empty prompt                            |
-    | v-prediction     | difference of raw v outputs               | difference of noise predictions             |
+    |                  | released                              | paper (Algorithm 1)                   |
+    |------------------|---------------------------------------|---------------------------------------|
+    | starts from      | latents + a little noise, at tau = 1  | clean latents, ab = 1, at tau = 0     |
+    | strides          | full delta_S, the last one shorter    | ceil(s / delta_S) equal ones          |
+    | guidance against | the negative prompt                   | the empty prompt                      |
+    | v-prediction     | difference of raw v outputs           | difference of noise predictions       |
 
-The paper writes n = s / delta_S steps of delta_S and does not say what happens when delta_S does not divide s; equal
-steps no longer than delta_S are our reading. It leaves w(t) open; we keep the released one.
+The paper writes n = s / delta_S steps of delta_S and does not say what happens when delta_S does not divide
+s; equal steps no longer than delta_S are our reading. It leaves w(t) open; we keep the released one.
 """
 
 from __future__ import annotations
@@ -89,11 +90,13 @@ def ism_step(
     Args:
         model: `model(x, tau, embeddings)` -> raw output, see `trajectory`.
         latents: [B, C, h, w], clean.
-        noise: like latents; enters where the inversion starts, with weight sqrt(1 - ab). Unused by the paper's recipe.
+        noise: like latents; enters where the inversion starts, with weight sqrt(1 - ab). Unused by the
+            paper's recipe.
         index: i_t. The interval's other end is i_s = max(i_t - delta_t, 0); timesteps are tau(i) = i + 1.
         delta_t: interval in indices.
         delta_s: stride of the inversion; None: `delta_t`.
-        xs_inv_steps: most strides from the start of the inversion to s; None: as many as reach down to index 0.
+        xs_inv_steps: most strides from the start of the inversion to s; None: as many as reach down to index
+            0.
         guidance_scale: of the guided score at x_t; 1 is the text alone.
         grad_scale: factor on the gradient (released configs: 0.1).
         inversion_guidance_scale: above 1, the inversion runs on e_inverse + scale (e_uncond - e_inverse).

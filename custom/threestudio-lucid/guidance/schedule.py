@@ -10,8 +10,8 @@ Notation, kept in every file of this folder:
     s < t   the two ends of the interval; as indices i_s, i_t, as timesteps tau_s, tau_t
     rate    warm-up rate, 1 at the first step, 0 from `warmup_steps` on
 
-Indices and timesteps are python ints and noise levels python floats throughout: one index serves the whole batch,
-and no step waits for the GPU to tell the CPU a number.
+Indices and timesteps are python ints and noise levels python floats throughout: one index serves the whole
+batch, and no step waits for the GPU to tell the CPU a number.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 class NoiseSchedule:
     """The discrete noise schedule of a diffusion model.
 
-    alphas_cumprod: ab of every timestep, [N] in (0, 1], decreasing. Pass the scheduler's own float32 table: at tau = 1
-        the noise weight sqrt(1 - ab) feels float32 rounding of ab at 1e-5 relative.
-    prediction_type: what the network returns, "epsilon" or "v_prediction" (v = sqrt(ab) noise - sqrt(1 - ab) x_0).
+    alphas_cumprod: ab of every timestep, [N] in (0, 1], decreasing. Pass the scheduler's own float32 table:
+        at tau = 1 the noise weight sqrt(1 - ab) feels float32 rounding of ab at 1e-5 relative.
+    prediction_type: what the network returns, "epsilon" or "v_prediction" (v = sqrt(ab) noise - sqrt(1 - ab)
+        x_0).
     steps_offset: tau = i + steps_offset.
-    final_alpha_cumprod: ab "before" timestep 0, where sampling ends (Stable Diffusion: alphas_cumprod[0]; else 1).
+    final_alpha_cumprod: ab "before" timestep 0, where sampling ends (Stable Diffusion: alphas_cumprod[0];
+        else 1).
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -72,9 +74,9 @@ class NoiseSchedule:
     def sigma(self, tau: int) -> float:
         """sqrt((1 - ab) / ab) at a timestep: noise level relative to the signal.
 
-        As the weight of a score difference it turns the difference of noise predictions into the difference of the
-        predicted clean latents, w (e_1 - e_2) = x0_2 - x0_1. For Stable Diffusion it is 0.25, 1.6 and 13 at
-        tau = 61, 500 and 980.
+        As the weight of a score difference it turns the difference of noise predictions into the difference
+        of the predicted clean latents, w (e_1 - e_2) = x0_2 - x0_1. For Stable Diffusion it is 0.25, 1.6 and
+        13 at tau = 61, 500 and 980.
         """
         ab = self.alpha_bar(tau)
         return math.sqrt((1.0 - ab) / ab)
@@ -90,8 +92,9 @@ def index_range(
 ) -> tuple[int, int]:
     """Range [first, last + 1) that timestep indices are drawn from.
 
-    The upper end starts at `high` and has come down to `high_end` when the warm-up is over; both, like `low`, are
-    fractions of the `n` training steps. With the defaults and n = 1000: 20..979 at the first step, 20..499 after it.
+    The upper end starts at `high` and has come down to `high_end` when the warm-up is over; both, like `low`,
+    are fractions of the `n` training steps. With the defaults and n = 1000: 20..979 at the first step,
+    20..499 after it.
     """
     first, end = int(n * low), int(n * high_end)
     return first, max(end + int(int(n * (high - high_end)) * rate), first + 1)
@@ -100,7 +103,8 @@ def index_range(
 def interval(rate: float, delta_t: int, delta_t_start: int, *, round_up: bool = False) -> int:
     """Length of the interval s -> t, annealed from `delta_t_start` to `delta_t` during warm-up.
 
-    The released plain step truncates the annealed part and the released Perp-Neg step rounds it up (`round_up`).
+    The released plain step truncates the annealed part and the released Perp-Neg step rounds it up
+    (`round_up`).
     """
     extra = rate * (delta_t_start - delta_t)
     return int(delta_t + (math.ceil(extra) if round_up else extra))

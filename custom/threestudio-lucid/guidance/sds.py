@@ -3,8 +3,8 @@
     x_t  = sqrt(ab_t) latents + sqrt(1 - ab_t) noise
     grad = w(t) [ e(x_t, t, text, guided) - noise ]
 
-It differs from `ism` in x_t and in the target alone; the weight is ISM's, w(t) = sqrt((1 - ab_t) / ab_t), so that the
-two can be compared.
+It differs from `ism` in x_t and in the target alone; the weight is ISM's, w(t) = sqrt((1 - ab_t) / ab_t), so
+that the two can be compared.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def sds_step(
 ) -> Distillation:
     """One step of Score Distillation Sampling; arguments as in `ism.ism_step`.
 
-    `delta_t` only places x_s, which is here for pictures. A v-prediction network's output is converted, for the target
-    is a noise (the released code subtracts the noise from the raw v there, which is not a score).
+    `delta_t` only places x_s, which is here for pictures. A v-prediction network's output is converted, for
+    the target is a noise (the released code subtracts the noise from the raw v there, which is not a score).
     """
     tau_s, tau_t = schedule.timestep(max(index - delta_t, 0)), schedule.timestep(index)
     x_s, x_t = (add_noise(schedule, latents, noise, tau) for tau in (tau_s, tau_t))

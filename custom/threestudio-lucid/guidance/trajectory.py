@@ -1,12 +1,13 @@
 """The DDIM trajectory: single steps between noise levels, and inversion from the latents up to x_s.
 
-DDIM (Song et al. 2021, eq. 12) reads a clean sample and a noise out of the network's output at one noise level and
-puts them together again at another. Run towards more noise it *inverts*: from an image to the noisy sample that the
-deterministic sampler would have come from.
+DDIM (Song et al. 2021, eq. 12) reads a clean sample and a noise out of the network's output at one noise
+level and puts them together again at another. Run towards more noise it *inverts*: from an image to the noisy
+sample that the deterministic sampler would have come from.
 
-Everything is a plain function on tensors [B, ...], vectorised over the batch, with one timestep for the batch.
-`model(x, tau, cond)` is any callable that returns the network's raw output (epsilon or v, as the schedule says) for
-noisy latents [B, C, h, w], a timestep (python int) and embeddings [B, T, D]. Notation: see `schedule`.
+Everything is a plain function on tensors [B, ...], vectorised over the batch, with one timestep for the
+batch. `model(x, tau, cond)` is any callable that returns the network's raw output (epsilon or v, as the
+schedule says) for noisy latents [B, C, h, w], a timestep (python int) and embeddings [B, T, D]. Notation: see
+`schedule`.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def ddim_step(
     Args:
         output: the network's raw output at (x, tau).
         u: where to go; uses ab[u] itself, below 0 the schedule's final value.
-        eta: 0 is deterministic. As in LucidDreamer it scales the *variance* of the fresh noise (diffusers and the
-            DDIM paper scale the standard deviation), which is capped at (1 - ab[u]) / 2.
+        eta: 0 is deterministic. As in LucidDreamer it scales the *variance* of the fresh noise (diffusers and
+            the DDIM paper scale the standard deviation), which is capped at (1 - ab[u]) / 2.
         generator: source of that noise, on x's device; needed only when eta > 0.
         ab: noise level of x when it is not the schedule's at tau.
     """
@@ -84,12 +85,12 @@ def ddim_step(
 
 
 def stride_path(start: int, end: int, stride: int) -> list[int]:
-    """start, start + stride, ... and `end` last, so the last stride may be shorter: (0, 450, 200) -> 0, 200, 400, 450."""
+    """Full strides and a shorter last one: (0, 450, 200) -> 0, 200, 400, 450."""
     return [*range(start, end, stride), end]
 
 
 def equal_path(end: int, stride: int) -> list[int]:
-    """0 to `end` in as many equal steps (up to rounding) as strides fit, rounded up: (450, 200) -> 0, 150, 300, 450."""
+    """0 to `end` in equal steps (up to rounding) of at most `stride`: (450, 200) -> 0, 150, 300, 450."""
     n = math.ceil(end / stride)
     return [round(k * end / n) for k in range(n)] + [end]
 
@@ -115,8 +116,9 @@ def invert(
 ) -> Tensor:
     """Walks x along a path of timesteps by DDIM steps, one network call each.
 
-    A path of one timestep returns x unchanged and calls nothing (the released code spends one network call there on
-    a step from tau to itself). `ab` is the noise level of x at path[0] when it is not the schedule's.
+    A path of one timestep returns x unchanged and calls nothing (the released code spends one network call
+    there on a step from tau to itself). `ab` is the noise level of x at path[0] when it is not the
+    schedule's.
     """
     for tau, u in itertools.pairwise(path):
         x = ddim_step(schedule, model(x, tau, cond), x, tau, u, eta=eta, generator=generator, ab=ab)
