@@ -1,0 +1,1 @@
+"""What leaves the house: assets in other formats."""

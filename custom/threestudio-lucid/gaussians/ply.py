@@ -1,0 +1,100 @@
+"""Gaussians as PLY files, in the layout of the original 3D Gaussian splatting, which every viewer reads.
+
+One float32 property each, little endian, in this order:
+
+    x y z  nx ny nz  f_dc_0..2  f_rest_0..M-1  opacity  scale_0..2  rot_0..3
+
+Raw values: opacity is a logit, scale a logarithm, rot a quaternion wxyz, normals are zero and unused. M is 0,
+    9, 24 or 45 for SH degree 0 to 3; f_rest lists all coefficients of red, then of green, then of blue.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement
+
+from ..errors import UserError
+from ..points.files import columns, property_names, read_vertices
+from .cloud import Gaussians, sh_degree_of
+
+_POSITION, _NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
+_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALE, _ROT = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
+
+
+def layout(sh_degree: int) -> list[str]:
+    """Property names in file order."""
+    rest = [f"f_rest_{i}" for i in range(3 * ((sh_degree + 1) ** 2 - 1))]
+    return [*_POSITION, *_NORMAL, *_DC, *rest, "opacity", *_SCALE, *_ROT]
+
+
+def write_ply(path: str | Path, gaussians: Gaussians) -> Path:
+    """Writes Gaussians; the file appears under its name only when it is complete. Returns the path."""
+    g = gaussians
+    n, rest = len(g), g.sh_rest.transpose(1, 2).flatten(1)
+    columns = [g.means, torch.zeros_like(g.means), g.sh_dc[:, 0], rest]
+    columns += [g.logit_opacities[:, None], g.log_scales, g.quats]
+    table = torch.cat([c.detach().cpu().float() for c in columns], dim=1).numpy()
+    dtype = np.dtype([(name, "<f4") for name in layout(g.sh_degree)])
+    rows = np.ascontiguousarray(table).view(dtype).reshape(n)
+    return _write_atomically(path, PlyData([PlyElement.describe(rows, "vertex")], byte_order="<"))
+
+
+def read_ply(path: str | Path) -> Gaussians:
+    """Reads what `write_ply`, 3DGS and most editors write: SH degree 0 to 3, properties in any order.
+
+    Raises:
+        UserError: missing file, no PLY, another layout, truncated, too large, or values that are not finite.
+    """
+    rows = read_vertices(path)
+    missing = [name for name in (*_POSITION, *_DC, "opacity", *_SCALE, *_ROT) if name not in rows.dtype.names]
+    if missing:
+        raise UserError(
+            f"{path} is not a Gaussian splat: it lacks {', '.join(missing)}. "
+            f"It has {', '.join(rows.dtype.names)}."
+        )
+    rest = [name for name in rows.dtype.names if name.startswith("f_rest_")]
+    try:
+        degree = sh_degree_of(1 + len(rest) / 3)
+    except ValueError:
+        raise UserError(
+            f"{path} has {len(rest)} f_rest properties; 0, 9, 24 or 45 make SH degree 0 to 3."
+        ) from None
+    quats = columns(path, rows, _ROT)
+    if bool((quats.norm(dim=1) == 0).any()):
+        raise UserError(f"{path} has rotations of length 0.")
+    sh_rest = columns(path, rows, [f"f_rest_{i}" for i in range(len(rest))])
+    return Gaussians(
+        means=columns(path, rows, _POSITION),
+        quats=quats,
+        log_scales=columns(path, rows, _SCALE),
+        logit_opacities=columns(path, rows, ["opacity"])[:, 0],
+        sh_dc=columns(path, rows, _DC)[:, None, :],
+        sh_rest=sh_rest.reshape(len(rows), 3, (degree + 1) ** 2 - 1).transpose(1, 2).contiguous(),
+    )
+
+
+def is_gaussian_ply(path: str | Path) -> bool:
+    """Whether the header names the properties that make a splat and not just a point cloud."""
+    names = property_names(path)
+    return "scale_0" in names and "rot_0" in names
+
+
+def _write_atomically(path: str | Path, ply: PlyData) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            ply.write(file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

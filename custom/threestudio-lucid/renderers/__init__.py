@@ -1,0 +1,1 @@
+"""Renderers registered with threestudio."""

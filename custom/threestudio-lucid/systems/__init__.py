@@ -1,0 +1,1 @@
+"""Training loops, and the pictures and numbers a run leaves."""

@@ -1,0 +1,77 @@
+"""The arena: how it starts, and that only the living prefix takes part."""
+
+import pytest
+import torch
+
+from threestudio_lucid.gaussians.cloud import (
+    GaussianCloud,
+    base_colors,
+    gaussians_from_points,
+    opacities,
+    scales,
+    sh_coefficients,
+    unit_quats,
+)
+from threestudio_lucid.points import PointCloud, ball
+
+
+@pytest.fixture
+def gaussians():
+    return gaussians_from_points(ball(50, 0.5, torch.Generator().manual_seed(0)), sh_degree=2)
+
+
+def test_starts_as_3dgs_does():
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 2]])
+    colors = torch.tensor([[0.2, 0.4, 0.6]]).repeat(4, 1)
+    g = gaussians_from_points(PointCloud(corners, colors), opacity=0.1)
+    # squared distances from the first corner: 1, 4, 4
+    torch.testing.assert_close(scales(g)[0], torch.full((3,), 3.0**0.5))
+    torch.testing.assert_close(opacities(g), torch.full((4,), 0.1))
+    torch.testing.assert_close(base_colors(g), colors)
+    assert unit_quats(g).tolist() == [[1.0, 0.0, 0.0, 0.0]] * 4
+
+
+def test_gradients_stay_in_the_living_prefix(gaussians):
+    cloud = GaussianCloud(64, 2)
+    cloud.assign(gaussians)
+    living = cloud.living
+    (living.means.sum() + sh_coefficients(living).sum()).backward()
+    assert (cloud.means.grad[:50] == 1).all()
+    assert not cloud.means.grad[50:].any()
+    assert sh_coefficients(living).shape == (50, 9, 3)
+
+
+def test_adam_leaves_dead_rows_alone(gaussians):
+    cloud = GaussianCloud(64, 2)
+    cloud.assign(gaussians)
+    optimizer = torch.optim.Adam(cloud.parameters(), lr=0.1, eps=1e-15)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cloud.living.means.square().sum().backward()
+        optimizer.step()
+    assert not cloud.means[50:].any()
+
+
+def test_state_survives_a_checkpoint(gaussians, tmp_path):
+    cloud, other = GaussianCloud(64, 2), GaussianCloud(64, 2)
+    cloud.assign(gaussians)
+    cloud.grad_sum.fill_(2.0)
+    torch.save(cloud.state_dict(), tmp_path / "c.pt")
+    other.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True))
+    assert len(other) == 50
+    assert torch.equal(other.sh_rest, cloud.sh_rest)
+    assert torch.equal(other.grad_sum, cloud.grad_sum)
+
+
+def test_assign_fits_degrees_and_refuses_too_many(gaussians):
+    cloud = GaussianCloud(64, 0)
+    cloud.assign(gaussians)
+    assert cloud.living.sh_rest.shape == (50, 0, 3)
+    with pytest.raises(ValueError, match="50 Gaussians do not fit a capacity of 49"):
+        GaussianCloud(49).assign(gaussians)
+
+
+@pytest.mark.parametrize(("capacity", "degree"), [(0, 0), (10, 4), (10, -1)])
+def test_impossible_sizes(capacity, degree):
+    with pytest.raises(ValueError, match="expected"):
+        GaussianCloud(capacity, degree)

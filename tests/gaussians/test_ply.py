@@ -1,0 +1,137 @@
+"""3DGS files: the layout others read, round trips, and files that are not what they say."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plyfile import PlyData, PlyElement
+
+from threestudio_lucid.errors import UserError
+from threestudio_lucid.gaussians.cloud import PARAMETERS, Gaussians
+from threestudio_lucid.gaussians.ply import is_gaussian_ply, layout, read_ply, write_ply
+from threestudio_lucid.points import read_points
+
+
+def some_gaussians(n=5, degree=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    k = (degree + 1) ** 2 - 1
+    shapes = [(n, 3), (n, 4), (n, 3), (n,), (n, 1, 3), (n, k, 3)]
+    return Gaussians(*(torch.randn(shape, generator=g) for shape in shapes))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 3), st.integers(0, 99))
+def test_round_trip_is_exact(tmp_path_factory, n, degree, seed):
+    path = tmp_path_factory.mktemp("ply") / "a.ply"
+    before = some_gaussians(n, degree, seed)
+    after = read_ply(write_ply(path, before))
+    for name in PARAMETERS:
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+
+
+def test_bytes_are_the_layout_of_3dgs(tmp_path):
+    g = some_gaussians(1, 1)
+    data = write_ply(tmp_path / "a.ply", g).read_bytes()
+    header, body = data.split(b"end_header\n")
+    names = [line.split()[2].decode() for line in header.splitlines() if line.startswith(b"property float ")]
+    assert names == [
+        *("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"),
+        *(f"f_rest_{i}" for i in range(9)),
+        *("opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"),
+    ]
+    assert b"format binary_little_endian 1.0" in header
+    red, green, blue = g.sh_rest[0].T.tolist()
+    expected = [*g.means[0].tolist(), 0, 0, 0, *g.sh_dc[0, 0].tolist(), *red, *green, *blue]
+    expected += [g.logit_opacities[0].item(), *g.log_scales[0].tolist(), *g.quats[0].tolist()]
+    assert body == struct.pack(f"<{len(expected)}f", *expected)
+
+
+def test_same_gaussians_same_bytes(tmp_path):
+    a, b = (write_ply(tmp_path / name, some_gaussians()).read_bytes() for name in ("a.ply", "b.ply"))
+    assert a == b
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ply", "b.ply"]  # no temporary file left
+
+
+def test_number_of_rest_properties_is_what_3dgs_asserts():
+    for degree in range(4):
+        extra = [name for name in layout(degree) if name.startswith("f_rest_")]
+        assert len(extra) == 3 * (degree + 1) ** 2 - 3
+
+
+def test_reads_other_orders_and_ascii(tmp_path):
+    g = some_gaussians(3, 0)
+    ply = PlyData.read(write_ply(tmp_path / "a.ply", g))
+    rows = ply["vertex"].data
+    shuffled = rows[list(reversed(rows.dtype.names))]
+    repacked = np.array([tuple(r) for r in shuffled], dtype=[(n, "f8") for n in shuffled.dtype.names])
+    PlyData([PlyElement.describe(repacked, "vertex")], text=True).write(tmp_path / "b.ply")
+    other = read_ply(tmp_path / "b.ply")
+    for name in PARAMETERS:
+        torch.testing.assert_close(getattr(other, name), getattr(g, name))
+
+
+def damaged(tmp_path, edit):
+    path = write_ply(tmp_path / "a.ply", some_gaussians(4, 0))
+    path.write_bytes(edit(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d[:-10], "damaged or cut short"),
+        (lambda d: b"obj" + d[3:], "is not a PLY file"),
+        (lambda d: b"", "is not a PLY file"),
+        (lambda d: d.replace(b"end_header", b"end_hesder"), "is not a PLY file"),
+        (lambda d: d.replace(b"float rot_3", b"float rut_3"), "not a Gaussian splat: it lacks rot_3"),
+        (lambda d: d.replace(b"float nx", b"float f_rest_0"), "has 1 f_rest properties"),
+        (lambda d: d.replace(b"vertex 4", b"vertex 99999999999"), "at most 10000000 are read"),
+        (lambda d: d.replace(b"vertex 4", b"vertex -4"), "says it has -4 rows"),
+        (lambda d: d.replace(b"element vertex", b"element vertxx"), "cannot be read as PLY"),
+        (lambda d: d[:-4] + struct.pack("<f", math.nan), "not finite: 1 of 4 rows, first row 3"),
+        (lambda d: d[:-16] + bytes(16), "rotations of length 0"),
+        (lambda d: d.replace(b"vertex 4", b"vertex 0"), "holds no points"),
+        (lambda d: d.replace(b"property float rot_3", b"property list uchar float rot_3"), "lists|cut short"),
+    ],
+)
+def test_damaged_files_are_told_in_one_message(tmp_path, edit, message):
+    with pytest.raises(UserError, match=message):
+        read_ply(damaged(tmp_path, edit))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="There is no file"):
+        read_ply(tmp_path / "none.ply")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_ply(tmp_path / "a.ply", some_gaussians())
+    before = path.read_bytes()
+
+    def no_space(self, stream):
+        stream.write(b"ply\n")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(PlyData, "write", no_space)
+    with pytest.raises(OSError, match="no space"):
+        write_ply(path, some_gaussians(9))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
+
+
+def test_tells_splats_from_point_clouds(tmp_path):
+    rows = np.array(
+        [(0, 0, 1, 255, 0, 51)],
+        dtype=[*((c, "f4") for c in "xyz"), *((c, "u1") for c in ("red", "green", "blue"))],
+    )
+    PlyData([PlyElement.describe(rows, "vertex")]).write(tmp_path / "p.ply")
+    assert not is_gaussian_ply(tmp_path / "p.ply")
+    assert is_gaussian_ply(write_ply(tmp_path / "g.ply", some_gaussians()))
+    cloud = read_points(tmp_path / "p.ply")
+    torch.testing.assert_close(cloud.colors, torch.tensor([[1.0, 0.0, 0.2]]))
+    assert cloud.normals is None
+    assert cloud.points.tolist() == [[0.0, 0.0, 1.0]]
