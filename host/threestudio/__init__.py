@@ -89,3 +89,6 @@ info = rank_zero_info
 def warn(message: Any, *args: Any, **kwargs: Any) -> None:
     """Log a warning, from the first process only."""
     logger.warning(message, *args, **kwargs)
+
+
+from threestudio import data, models, systems  # noqa: E402, F401 (importing them registers what they hold)

@@ -1,0 +1,5 @@
+"""Training loops."""
+
+from threestudio.systems import base
+
+__all__ = ["base"]

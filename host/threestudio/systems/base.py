@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,11 +32,11 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         """Weights of the losses, numbers or schedules: lambda_<name>."""
         optimizer: dict = field(default_factory=dict)
         """name, args, params; see threestudio.systems.utils.parse_optimizer."""
-        scheduler: Optional[dict] = None  # noqa: UP045 (omegaconf reads this annotation)
+        scheduler: dict | None = None
         """Learning-rate schedule; see threestudio.systems.utils.parse_scheduler."""
-        weights: Optional[str] = None  # noqa: UP045
+        weights: str | None = None
         """Checkpoint to start from, without its optimizer and step."""
-        weights_ignore_modules: Optional[list[str]] = None  # noqa: UP045
+        weights_ignore_modules: list[str] | None = None
         """Modules not taken from weights."""
         cleanup_after_validation_step: bool = False
         """Free GPU memory after each validation view."""
@@ -205,7 +205,7 @@ class BaseLift3DSystem(BaseSystem):
         """Registered name of the geometry."""
         geometry: dict = field(default_factory=dict)
         """Its config."""
-        geometry_convert_from: Optional[str] = None  # noqa: UP045 (omegaconf reads this annotation)
+        geometry_convert_from: str | None = None
         """Checkpoint of another run whose geometry to start from; LAST in it is the newest match."""
         geometry_convert_inherit_texture: bool = False
         """Take the networks of its appearance too."""

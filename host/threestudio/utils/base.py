@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -107,7 +107,7 @@ class BaseModule(nn.Module, Updateable):
 
     @dataclass
     class Config:
-        weights: Optional[str] = None  # noqa: UP045 (omegaconf reads this annotation)
+        weights: str | None = None
         """Start from the weights "path/to.ckpt:module_name" (all of that module's, strictly)."""
 
     cfg: Config

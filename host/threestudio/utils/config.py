@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -100,7 +100,7 @@ class ExperimentConfig:
     """Seed of everything random; each process adds its rank."""
     use_timestamp: bool = True
     """Append @date-time to the tag, so that trials do not overwrite each other."""
-    timestamp: Optional[str] = None  # noqa: UP045 (omegaconf reads this annotation)
+    timestamp: str | None = None
     """The timestamp itself; a saved config has one, and runs from it continue in the same folder."""
     exp_root_dir: str = "outputs"
     """Where results go."""
@@ -114,7 +114,7 @@ class ExperimentConfig:
     n_gpus: int = 1
     """Computed: how many devices train."""
 
-    resume: Optional[str] = None  # noqa: UP045
+    resume: str | None = None
     """Checkpoint to continue from."""
 
     data_type: str = ""

@@ -1,0 +1,5 @@
+"""Datamodules."""
+
+from threestudio.data import uncond
+
+__all__ = ["uncond"]
