@@ -1,1 +1,5 @@
 """What systems are made of."""
+
+from threestudio.models import background, exporters, geometry, materials, prompt_processors, renderers
+
+__all__ = ["background", "exporters", "geometry", "materials", "prompt_processors", "renderers"]

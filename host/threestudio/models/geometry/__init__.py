@@ -1,0 +1,5 @@
+"""Shapes."""
+
+from threestudio.models.geometry import base
+
+__all__ = ["base"]

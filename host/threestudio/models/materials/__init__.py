@@ -1,0 +1,5 @@
+"""How surfaces look."""
+
+from threestudio.models.materials import base, no_material
+
+__all__ = ["base", "no_material"]
