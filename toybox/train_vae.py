@@ -193,7 +193,9 @@ def train_vae(
         optimizer.step()
         ema.update()
         mse = float((output.detach().float() - x).square().mean())
-        run.report(loss=float(loss), psnr=-10 * math.log10(mse + 1e-12), std=float(latents.detach().float().std()))
+        run.report(
+            loss=float(loss), psnr=-10 * math.log10(mse + 1e-12), std=float(latents.detach().float().std())
+        )
         if (step + 1) % 500 == 0:
             sheet(ema, pictures, folder / "vae.png")
     averaged = ema.copy_to(make_vae()).eval()

@@ -1,0 +1,236 @@
+"""Train the bundled mini prior: from the toybox's pictures to a folder in Stable Diffusion's format.
+
+    python -m toybox.train_prior --stage data                    # 24,000 pictures: about 6 minutes on two cores
+    python -m toybox.train_prior --stage vae --minutes 20        # the autoencoder
+    python -m toybox.train_prior --stage latents                 # encode every picture
+    python -m toybox.train_prior --stage unet --minutes 240      # the denoiser
+    python -m toybox.train_prior --stage export                  # write the prior (any time the denoiser has a checkpoint)
+    python -m toybox.train_prior --stage all                     # all of it
+
+Every stage can be killed at any time (SIGTERM, Ctrl-C, power) and continues where it was when started again. --minutes
+is the budget of a stage in all, time used before a restart included: learning rates fall to zero when it is used up. To
+train longer, give more minutes. --new throws a stage's checkpoint away.
+"""
+
+from __future__ import annotations
+
+import toybox.threads  # isort: split  # noqa: F401 - before torch
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import AutoencoderTiny
+from transformers import CLIPTokenizer
+
+from toybox import captions, dataset, latents
+from toybox.train_unet import Denoiser, make_scheduler, train_unet
+from toybox.train_vae import make_vae, train_vae
+from toybox.training import Ema
+
+DEFAULT_MINUTES = {"vae": 20.0, "unet": 240.0}
+EXPORT = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini"
+MAX_BYTES = 40_000_000
+
+CARD = {
+    "name": "mini",
+    "path": ".",
+    "kind": "latent-diffusion",
+    "image_size": 128,
+    "latent_size": 16,
+    "render_size": 128,
+    "guidance_scale": 3.0,
+    "num_steps": 50,
+    "num_points": 4000,
+    "dtype": "float32",
+    "prediction_type": "epsilon",
+    "prompt": "a hamburger",
+    "camera": {"distance": [2.75, 3.35], "fovy": [38.0, 42.0], "elevation": [-12.0, 82.0]},
+}
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def _checkpoint(path: Path, stage: str) -> dict:
+    if not path.exists():
+        raise SystemExit(f"no {path}: run  python -m toybox.train_prior --stage {stage}  first")
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+
+
+def load_vae(work: Path) -> AutoencoderTiny:
+    """The autoencoder of the checkpoint, averaged weights."""
+    vae = make_vae()
+    ema = Ema(vae)
+    ema.load_state_dict(_checkpoint(work / "vae.pt", "vae")["parts"]["ema"])
+    return ema.copy_to(vae).eval().requires_grad_(False)
+
+
+def unet_folder(work: Path, vae: AutoencoderTiny) -> Path:
+    """A denoiser belongs to its autoencoder: one folder for each."""
+    return work / f"unet-{latents.fingerprint(vae)}"
+
+
+def load_denoiser(folder: Path) -> tuple[Denoiser, CLIPTokenizer, int]:
+    """Denoiser with averaged weights, its tokenizer and the steps it has been trained."""
+    state = _checkpoint(folder / "unet.pt", "unet")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    model = Denoiser(tokenizer)
+    ema = Ema(model)
+    ema.load_state_dict(state["parts"]["ema"])
+    return ema.copy_to(model).eval(), tokenizer, state["step"]
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+def export(vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTokenizer, target: Path) -> int:
+    """Write the prior as a folder that `diffusers.StableDiffusionPipeline` loads, float16 safetensors, with its card.
+
+    The folder is built under another name and swapped in at the end; files that this function does not write stay.
+
+    Returns:
+        its size in bytes.
+
+    Raises:
+        ValueError: it is larger than 40 MB.
+    """
+    from toybox.tokenizer import save_tokenizer
+
+    new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    for name, module in (("vae", vae), ("unet", model.unet), ("text_encoder", model.text_encoder)):
+        half = (
+            module.__class__.from_config(module.config)
+            if name != "text_encoder"
+            else module.__class__(module.config)
+        )
+        half.load_state_dict(module.state_dict())
+        half.to(torch.float16).save_pretrained(new / name, safe_serialization=True)
+    make_scheduler().save_pretrained(new / "scheduler")
+    save_tokenizer(tokenizer, new / "tokenizer")
+    (new / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n")
+    card = {**CARD, "vocabulary": captions.vocabulary()}
+    (new / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
+    if size > MAX_BYTES:
+        shutil.rmtree(new)
+        raise ValueError(f"the prior would take {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}")
+    _replace_files(new, target)
+    return size
+
+
+def _model_index() -> dict:
+    import diffusers
+
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+
+
+def _replace_files(new: Path, target: Path) -> None:
+    """Move every file of `new` over the one of the same name in `target`."""
+    for path in [p for p in new.rglob("*") if p.is_file()]:
+        destination = target / path.relative_to(new)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, destination)
+    shutil.rmtree(new)
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def stage_data(options: argparse.Namespace) -> None:
+    dataset.build(options.cache, options.images, options.workers)
+
+
+def stage_vae(options: argparse.Namespace) -> None:
+    _forget(options, options.work / "vae.pt")
+    minutes = options.minutes or DEFAULT_MINUTES["vae"]
+    train_vae(dataset.Pictures(options.cache), options.work, minutes, batch=options.batch or 32)
+
+
+def stage_latents(options: argparse.Namespace) -> None:
+    folder = latents.encode_all(options.cache, load_vae(options.work))
+    values, labels = latents.load_all(options.cache, folder)
+    sample = values[:: max(len(values) // 500, 1)].astype("float32")
+    print(f"{len(labels)} pictures in {folder}: mean {sample.mean():.3f}, std {sample.std():.3f}")
+
+
+def stage_unet(options: argparse.Namespace) -> None:
+    vae = load_vae(options.work)
+    values, labels = latents.load_all(options.cache, latents.latents_folder(options.cache, vae))
+    folder = unet_folder(options.work, vae)
+    _forget(options, folder / "unet.pt")
+    minutes = options.minutes or DEFAULT_MINUTES["unet"]
+    train_unet(values, labels, vae, folder, minutes, batch=options.batch or 64)
+
+
+def stage_export(options: argparse.Namespace) -> None:
+    vae = load_vae(options.work)
+    model, tokenizer, step = load_denoiser(unet_folder(options.work, vae))
+    size = export(vae, model, tokenizer, options.out)
+    print(f"{options.out}: {size / 1e6:.1f} MB, {step} steps")
+
+
+STAGES = {
+    "data": stage_data,
+    "vae": stage_vae,
+    "latents": stage_latents,
+    "unet": stage_unet,
+    "export": stage_export,
+}
+
+
+def _forget(options: argparse.Namespace, checkpoint: Path) -> None:
+    if options.new:
+        checkpoint.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m toybox.train_prior",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument(
+        "--minutes", type=float, help="budget of the vae stage (default 20) or unet stage (240)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=dataset.DEFAULT_CACHE, help="pictures and latents (%(default)s)"
+    )
+    parser.add_argument("--work", type=Path, help="checkpoints and sample sheets (CACHE/prior)")
+    parser.add_argument("--out", type=Path, default=EXPORT, help="folder of the finished prior (%(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=24_000, help="pictures for the data stage (%(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes of the data stage (%(default)s)")
+    parser.add_argument("--batch", type=int, help="batch size (vae 32, unet 64)")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
+    parser.add_argument("--new", action="store_true", help="start the stage anew, its checkpoint is deleted")
+    options = parser.parse_args(arguments)
+    options.work = options.work or options.cache / "prior"
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.stage == "all" and options.minutes:
+        parser.error("--minutes needs one stage: --stage vae or --stage unet")
+    for name in STAGES if options.stage == "all" else [options.stage]:
+        STAGES[name](options)
+
+
+if __name__ == "__main__":
+    main()

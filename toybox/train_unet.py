@@ -1,0 +1,273 @@
+"""The denoiser of the mini prior: UNet2DConditionModel and CLIPTextModel, trained together on the toybox's latents.
+
+Noise prediction on Stable Diffusion's schedule, min-SNR weights (Hang et al. 2023, arXiv 2303.09556, gamma 5), timesteps
+stratified over the batch, captions dropped for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from toybox import captions
+from toybox.tokenizer import MAX_LENGTH, check_single_tokens, make_tokenizer, save_tokenizer
+from toybox.training import Ema, Run, set_rate, warm_cosine
+
+PEAK_RATE = 1e-3
+BATCH = 64
+SNR_GAMMA = 5.0
+DROP_CAPTION, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.40  # the colour only where it is the object's own
+TEXT_WIDTH = 192
+SHEET_EVERY = 300.0  # seconds
+
+SHEET_PROMPTS = (
+    "a hamburger, side view",
+    "a blue mug, front view",
+    "a white snowman with a red hat, front view",
+    "a house, front view",
+    "a red rocket, side view",
+    "a green cactus, side view",
+    "a robot, front view",
+    "a pink donut, overhead view",
+    "an orange car, side view",
+    "a person with a blue shirt, front view",
+    "a person with a red shirt, back view",
+    "a yellow teapot, side view",
+    "a purple chair, back view",
+    "a red mushroom, overhead view",
+    "a pumpkin, front view",
+    "a cat, front view",
+)
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def make_unet(latent_channels: int = 16, channels: tuple[int, ...] = (96, 160, 224)) -> UNet2DConditionModel:
+    """The denoiser for 16x16 latents: attention to the text where the picture is 8x8 and 4x4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # the number of heads, in diffusers' naming
+        norm_num_groups=32,
+    )
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text model for the tokenizer's vocabulary."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=3 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder as one module: what is trained, averaged and saved together."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int = 16):
+        super().__init__()
+        self.unet = make_unet(latent_channels)
+        self.text_encoder = make_text_encoder(tokenizer)
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Predicted noise [B, C, h, w] for x_t [B, C, h, w], t [B], token ids [B, T]."""
+        text = self.text_encoder(input_ids=ids)[0]
+        return self.unet(x_t, t, encoder_hidden_states=text).sample
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def training_caption(label: np.void, rng: np.random.Generator) -> str:
+    """A caption for one picture: at times empty, without direction, or without the object's own colour."""
+    from toybox.objects import OBJECTS
+
+    if rng.random() < DROP_CAPTION:
+        return ""
+    name, color = str(label["object"]), str(label["color"])
+    view = captions.direction(float(label["elevation"]), float(label["azimuth"]))
+    own = color == OBJECTS[name].default_color
+    return captions.caption(
+        name,
+        color,
+        part_color=str(label["part_color"]) or None,
+        view=None if rng.random() < DROP_VIEW else view,
+        drop_color=bool(own and rng.random() < DROP_COLOR),
+        pose=str(label["pose"]) or None,
+    )
+
+
+class TokenCache:
+    """Token ids of captions, remembered: there are only some thousands of different ones."""
+
+    def __init__(self, tokenizer: CLIPTokenizer):
+        self.tokenizer, self._ids = tokenizer, {}
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        """Ids [n, 32], padded as Stable Diffusion's pipeline pads."""
+        for text in texts:
+            if text not in self._ids:
+                self._ids[text] = self.tokenizer(
+                    text, padding="max_length", max_length=MAX_LENGTH, truncation=True
+                ).input_ids
+        return torch.tensor([self._ids[text] for text in texts])
+
+
+def stratified_timesteps(n: int, steps: int = 1000) -> torch.Tensor:
+    """One random timestep from each of `n` equal parts of [0, steps), shuffled; integers [n]."""
+    t = (torch.arange(n) + torch.rand(n)) * (steps / n)
+    return t.long().clamp(max=steps - 1)[torch.randperm(n)]
+
+
+def min_snr_weight(alphas_cumprod: torch.Tensor, t: torch.Tensor, gamma: float = SNR_GAMMA) -> torch.Tensor:
+    """min(SNR, gamma) / SNR, for a loss on the noise; SNR = a / (1 - a)."""
+    snr = alphas_cumprod[t] / (1 - alphas_cumprod[t])
+    return snr.clamp(max=gamma) / snr
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def run_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of the run in `folder`: made from the toybox's words at the start, the same one ever after.
+
+    Raises:
+        ValueError: the toybox has words by now that this run's tokenizer does not know.
+    """
+    path = folder / "tokenizer"
+    if not (path / "tokenizer.json").exists():
+        save_tokenizer(make_tokenizer(captions.vocabulary()), path)
+    tokenizer = CLIPTokenizer.from_pretrained(path)
+    check_single_tokens(tokenizer, captions.vocabulary())
+    return tokenizer
+
+
+def train_unet(
+    latents: np.ndarray,
+    labels: np.ndarray,
+    vae: nn.Module,
+    folder: Path,
+    minutes: float,
+    batch: int = BATCH,
+    steps: int | None = None,
+    stop_after: int | None = None,
+    autocast: bool = True,
+    seed: int = 0,
+) -> Denoiser:
+    """Train, or go on training, the denoiser; returns it with averaged weights.
+
+    Args:
+        latents: float16 [n, copies, C, h, w]; labels: [n], `toybox.dataset.LABEL`.
+        vae: decodes the sample sheets.
+        folder: checkpoint `unet.pt`, tokenizer/, sheets `unet-*.png`.
+        minutes: budget in all; `steps`, `stop_after`: see `Run`.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    tokenizer = run_tokenizer(folder)
+    tokens = TokenCache(tokenizer)
+    scheduler = make_scheduler()
+    model = Denoiser(tokenizer, latents.shape[2])
+    model.unet.to(memory_format=torch.channels_last)
+    ema = Ema(model, 0.999)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    run = Run("unet", folder / "unet.pt", parts, rng, minutes, steps, stop_after)
+    next_sheet = run.elapsed + SHEET_EVERY
+    for _ in run:
+        set_rate(optimizer, PEAK_RATE * warm_cosine(run.fraction, warm=0.01))
+        rows = rng.integers(len(latents), size=batch)
+        x0 = torch.from_numpy(latents[rows, rng.integers(latents.shape[1], size=batch)].astype(np.float32))
+        ids = tokens([training_caption(labels[i], rng) for i in rows])
+        t = stratified_timesteps(batch)
+        noise = torch.randn_like(x0)
+        x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            eps = model(x_t, t, ids)
+        error = F.mse_loss(eps.float(), noise, reduction="none").mean(dim=(1, 2, 3))
+        loss = (min_snr_weight(scheduler.alphas_cumprod, t) * error).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update()
+        run.report(loss=loss.item(), mse=error.mean().item())
+        if run.elapsed > next_sheet:
+            next_sheet = run.elapsed + SHEET_EVERY
+            averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2]))
+            sample_sheet(averaged, tokens, vae, folder / f"unet-{int(run.elapsed / 60):04d}min.png")
+    averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2])).eval()
+    sample_sheet(averaged, tokens, vae, folder / "unet.png")
+    return averaged
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser, tokens: TokenCache, prompts: list[str], guidance_scale: float, steps: int, seed: int = 0
+) -> torch.Tensor:
+    """Latents [n, C, h, w] by DDIM with classifier-free guidance, eps_uncond + g (eps_text - eps_uncond)."""
+    model.eval()
+    scheduler = make_scheduler()
+    scheduler.set_timesteps(steps)
+    ids = torch.cat([tokens([""] * len(prompts)), tokens(prompts)])
+    config = model.unet.config
+    shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    text = model.text_encoder(input_ids=ids)[0]
+    for t in scheduler.timesteps:
+        with torch.autocast("cpu", torch.bfloat16):
+            both = model.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample
+        eps_uncond, eps_text = both.float().chunk(2)
+        x = scheduler.step(eps_uncond + guidance_scale * (eps_text - eps_uncond), t, x).prev_sample
+    return x
+
+
+@torch.no_grad()
+def sample_sheet(
+    model: Denoiser,
+    tokens: TokenCache,
+    vae: nn.Module,
+    path: Path,
+    guidance_scale: float = 3.0,
+    steps: int = 25,
+) -> None:
+    """PNG of samples for `SHEET_PROMPTS`, always from the same noise."""
+    from toybox.pictures import write_sheet
+
+    x = sample(model, tokens, list(SHEET_PROMPTS), guidance_scale, steps)
+    write_sheet(path, (vae.decoder(x) + 1) / 2, columns=8)
