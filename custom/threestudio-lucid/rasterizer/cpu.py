@@ -1,0 +1,304 @@
+"""The CPU back end: compiled by numba, threaded, with hand-written gradients.
+
+Arithmetic is float32 (float64 within the projection); tensors of another dtype or on another device are brought here
+and their results back. Results and gradients are bit-identical from run to run and for any number of threads: nothing is
+summed in an order that depends on timing. The depth's gradient reaches the Gaussians' own z as well as their weights
+(LucidDreamer's CUDA rasterizer leaves the former out).
+
+The kernels are compiled at the first call (about 20 s on one core) and cached on disk: beside them where that folder
+can be written to, else in the user's cache folder, else not at all. `NUMBA_CACHE_DIR` overrides the place.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import threads
+from .constants import SH_C0
+
+logger = logging.getLogger(__name__)
+
+GAUSSIANS_AT_LEAST = 512  # per thread and kernel call: below, starting a thread costs more than it saves
+MAX_PAIRS = 2**31 - 1
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """The compiled kernels. Imported on first use: numba is slow to import and slower to compile."""
+    began = time.perf_counter()
+    logger.info("Loading the CPU rasterizer; the first time on a machine it is compiled (about 20 s).")
+    from . import kernels
+
+    logger.info("CPU rasterizer ready after %.1f s.", time.perf_counter() - began)
+    return kernels
+
+
+def _array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
+    """The tensor's values as a C-contiguous numpy array, shared where possible."""
+    return tensor.detach().to("cpu", dtype).contiguous().numpy()
+
+
+def _empty(*shape: int) -> np.ndarray:
+    return np.empty(shape, np.float32)
+
+
+def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
+    """Results, with the dtype and on the device of an input."""
+    return tuple(torch.from_numpy(array).to(like.device, like.dtype) for array in arrays)
+
+
+class _Project(torch.autograd.Function):
+    """projection.project: (means2d [B, N, 2], depths [B, N], conics [B, N, 3])."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        viewmats: Tensor,
+        Ks: Tensor,
+        width: int,
+        height: int,
+        near: float,
+        eps2d: float,
+    ) -> tuple[Tensor, ...]:
+        ctx.inputs = (
+            *(_array(tensor) for tensor in (means, quats, scales)),
+            _array(viewmats, torch.float64),
+            _array(Ks, torch.float64),
+            width,
+            height,
+        )
+        views, count = len(viewmats), len(means)
+        outputs = _empty(views, count, 2), _empty(views, count), _empty(views, count, 3)
+        threads.run(
+            _kernels().project_forward, count, *ctx.inputs, near, eps2d, *outputs, grain=GAUSSIANS_AT_LEAST
+        )
+        ctx.conics = outputs[2]
+        return _tensors(means, *outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        count = len(ctx.inputs[0])
+        grads = _empty(count, 3), _empty(count, 4), _empty(count, 3)
+        cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
+        threads.run(
+            _kernels().project_backward,
+            count,
+            *ctx.inputs,
+            ctx.conics,
+            *cotangents,
+            *grads,
+            grain=GAUSSIANS_AT_LEAST,
+        )
+        return *_tensors(v_means2d, *grads), *[None] * 6
+
+
+class _ShToColors(torch.autograd.Function):
+    """sh.sh_to_colors along the lines of sight: [B, N, 3]."""
+
+    @staticmethod
+    def forward(ctx: Any, means: Tensor, sh: Tensor, viewmats: Tensor, degree: int) -> Tensor:
+        ctx.inputs = (_array(means), _array(viewmats, torch.float64), _array(sh), degree)
+        ctx.colors = _empty(len(viewmats), len(means), 3)
+        threads.run(_kernels().sh_forward, len(means), *ctx.inputs, ctx.colors, grain=GAUSSIANS_AT_LEAST)
+        return _tensors(means, ctx.colors)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v_colors: Tensor) -> tuple[Tensor | None, ...]:
+        means, _, sh, _ = ctx.inputs
+        grads = _empty(*means.shape), _empty(*sh.shape)
+        threads.run(
+            _kernels().sh_backward, len(means), *ctx.inputs, ctx.colors, _array(v_colors), *grads,
+            grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
+        return *_tensors(v_colors, *grads), None, None
+
+
+class _Bins:
+    """The splats of B views sorted into tiles: the same for the forward and the backward pass.
+
+    Attributes:
+        records: [B N, 16], see kernels.py.
+        radii: [B, N].
+        pair_offsets: [B N + 1].
+        tile_starts: [tiles + 1], where the entries of each tile start.
+        entry_splats, entry_pairs: [pairs], the entries.
+        shape: (width, height, tiles_x, tiles_y).
+    """
+
+    def __init__(
+        self,
+        means2d: np.ndarray,
+        depths: np.ndarray,
+        conics: np.ndarray,
+        opacities: np.ndarray,
+        colors: np.ndarray,
+        width: int,
+        height: int,
+    ) -> None:
+        kernels = _kernels()
+        views, count = depths.shape
+        tiles_x, tiles_y = -(-width // kernels.TILE_W), -(-height // kernels.TILE_H)
+        self.shape = (width, height, tiles_x, tiles_y)
+
+        # 1. what each splat needs, and how many tiles it touches
+        splats = views * count
+        self.records = _empty(splats, kernels.RECORD)
+        self.radii = np.empty((views, count), np.int32)
+        pair_counts = np.empty((views, count), np.int64)
+        threads.run(
+            kernels.make_records, splats,
+            means2d.reshape(splats, 2), depths.reshape(splats), conics.reshape(splats, 3), opacities, colors,
+            width, height, self.records, self.radii.reshape(splats), pair_counts.reshape(splats),
+            grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
+        self.pair_offsets = np.zeros(splats + 1, np.int64)
+        np.cumsum(pair_counts, out=self.pair_offsets[1:])
+        pairs = int(self.pair_offsets[-1])
+        if pairs > MAX_PAIRS:
+            raise ValueError(
+                f"{pairs} pairs of a Gaussian and a tile are more than {MAX_PAIRS}: render fewer views at once, "
+                f"or smaller pictures than {width}x{height}."
+            )
+
+        # 2. depth order, once per view
+        order = np.empty((views, count), np.int32)
+        num_shown = np.empty(views, np.int64)
+        threads.run(kernels.sort_by_depth, views, depths, pair_counts, order, num_shown)
+
+        # 3. counting sort into tiles, which keeps that order; in parts, so that threads can share one view
+        parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
+        counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
+        threads.run(
+            kernels.count_tiles, views * parts, self.records, order, num_shown, width, height, tiles_x, counts
+        )
+        by_tile = np.zeros(counts.size + 1, np.int64)
+        np.cumsum(counts.transpose(0, 2, 1), out=by_tile[1:])
+        self.tile_starts = np.ascontiguousarray(by_tile[::parts])
+        places = np.ascontiguousarray(by_tile[:-1].reshape(views, -1, parts).transpose(0, 2, 1))
+        self.entry_splats, self.entry_pairs = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+        threads.run(
+            kernels.fill_tiles, views * parts, self.records, order, num_shown, self.pair_offsets, width, height,
+            tiles_x, places, self.entry_splats, self.entry_pairs,
+        )  # fmt: skip
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.tile_starts) - 1
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.entry_splats)
+
+
+class _Composite(torch.autograd.Function):
+    """reference.composite, as (rgb [B, H, W, 3], alpha [B, H, W], depth [B, H, W], radii [B, N])."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        depths: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        backgrounds: Tensor,
+        width: int,
+        height: int,
+    ) -> tuple[Tensor, ...]:
+        arrays = tuple(_array(t) for t in (means2d, depths, conics, opacities, colors))
+        bins = _Bins(*arrays, width, height)
+        views = len(means2d)
+        rgb, alpha, depth = (
+            _empty(views, height, width, 3),
+            _empty(views, height, width),
+            _empty(views, height, width),
+        )
+        transmittance, last_entry = np.empty_like(alpha), np.empty_like(alpha)
+        ctx.backgrounds = _array(backgrounds)
+        threads.run(
+            _kernels().composite_forward, bins.num_tiles,
+            bins.tile_starts, bins.entry_splats, bins.records, ctx.backgrounds, *bins.shape,
+            rgb, alpha, depth, transmittance, last_entry, pieces=3,
+        )  # fmt: skip
+        ctx.bins, ctx.transmittance, ctx.last_entry = bins, transmittance, last_entry
+        ctx.conics, ctx.opacities, ctx.num_colors = arrays[2], arrays[3], len(colors)
+        radii = torch.from_numpy(bins.radii).to(means2d.device)
+        ctx.mark_non_differentiable(radii)
+        return *_tensors(means2d, rgb, alpha, depth), radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _v_radii: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        kernels, bins = _kernels(), ctx.bins
+        pair_grads = _empty(bins.num_pairs, kernels.PAIR_GRADS)
+        v_rgb_array = _array(v_rgb)
+        threads.run(
+            kernels.composite_backward, bins.num_tiles,
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records, ctx.backgrounds, *bins.shape,
+            ctx.transmittance, ctx.last_entry, v_rgb_array, _array(v_alpha), _array(v_depth), pair_grads, pieces=3,
+        )  # fmt: skip
+        views, count, _ = ctx.conics.shape
+        grads = (
+            _empty(views, count, 2), _empty(views, count), _empty(views, count, 3), _empty(count),
+            _empty(ctx.num_colors, count, 3),
+        )  # fmt: skip
+        threads.run(
+            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, ctx.conics, ctx.opacities, *grads,
+            grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
+        v_backgrounds = None
+        if ctx.needs_input_grad[5]:
+            v_backgrounds = np.einsum("bhw,bhwc->bc", ctx.transmittance, v_rgb_array)
+            v_backgrounds = _tensors(v_rgb, v_backgrounds)[0]
+        return *_tensors(v_rgb, *grads), v_backgrounds, None, None
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    sh_degree: int | None,
+    backgrounds: Tensor,
+    near: float,
+    eps2d: float,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """The back-end interface: see `threestudio_lucid.rasterizer.rasterize` for every argument."""
+    means2d, depths, conics = _Project.apply(means, quats, scales, viewmats, Ks, width, height, near, eps2d)
+    if means2d.requires_grad:
+        means2d.retain_grad()
+    if sh_degree is None:
+        colors = colors[None]
+    elif sh_degree == 0:
+        colors = (0.5 + SH_C0 * colors[None, :, 0]).clamp_min(0)  # the same from everywhere
+    else:
+        colors = _ShToColors.apply(means, colors, viewmats, sh_degree)
+    rgb, alpha, depth, radii = _Composite.apply(
+        means2d, depths, conics, opacities, colors, backgrounds, width, height
+    )
+    info = {"means2d": means2d, "depths": depths, "conics": conics, "radii": radii}
+    return rgb, alpha[..., None], depth[..., None], info

@@ -1,0 +1,80 @@
+"""The gsplat back end (CUDA): hands the call on to gsplat 1.4 or newer, which is imported on first use.
+
+gsplat differs from the other back ends in one constant: it caps alpha at 0.999 where 3DGS and they cap it at 0.99.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+
+def is_installed() -> bool:
+    """Whether gsplat can be imported (it is not imported to find out)."""
+    return importlib.util.find_spec("gsplat") is not None
+
+
+def rasterize(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    *,
+    sh_degree: int | None,
+    backgrounds: Tensor,
+    near: float,
+    eps2d: float,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """The back-end interface: see `threestudio_lucid.rasterizer.rasterize` for every argument.
+
+    Raises:
+        UserError: gsplat is not installed, or the tensors are not on a CUDA device.
+    """
+    if not is_installed():
+        raise UserError(
+            "backend is 'gsplat', which is not installed: pip install gsplat, or use backend='cpu'."
+        )
+    if means.device.type != "cuda":
+        raise UserError(
+            f"backend is 'gsplat', which needs CUDA tensors, got {means.device}: use backend='cpu'."
+        )
+    from gsplat import rasterization
+
+    image, alpha, meta = rasterization(
+        means=means,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        colors=colors,
+        viewmats=viewmats,
+        Ks=Ks,
+        width=width,
+        height=height,
+        near_plane=near,
+        eps2d=eps2d,
+        sh_degree=sh_degree,
+        packed=False,  # keeps means2d and radii as [B, N, ...]
+        backgrounds=backgrounds,
+        render_mode="RGB+D",  # D is the sum of w_i z_i, not normalised
+    )
+    means2d, radii = meta["means2d"], meta["radii"]
+    if means2d.requires_grad:
+        means2d.retain_grad()
+    if radii.dim() == 3:  # since 1.5: one along x, one along y
+        radii = radii.amax(dim=-1)
+    info = {
+        "means2d": means2d,
+        "depths": meta["depths"],
+        "conics": meta["conics"],
+        "radii": radii.to(torch.int32),
+    }
+    return image[..., :3], alpha, image[..., 3:], info
