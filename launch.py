@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""The command line: ``python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt="a mug"``.
+
+Where a real threestudio can be imported, its own launch.py is run; else `host/threestudio` takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import os
+import runpy
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent
+HOST = ROOT / "host"
+STAGES = ("train", "validate", "test", "export")
+
+EXAMPLES = """\
+examples:
+  python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt="a hamburger"
+  python launch.py --config configs/ism-gs.yaml --train system.guidance.prior=sd21 trainer.max_steps=3000
+  python launch.py --config outputs/x/y@z/configs/parsed.yaml --train resume=outputs/x/y@z/ckpts/last.ckpt
+  python launch.py --config outputs/x/y@z/configs/parsed.yaml --export resume=outputs/x/y@z/ckpts/last.ckpt
+
+settings:
+  key.sub=value changes what the config says; values are YAML: 3, 1e-3, true, null, [1,2], "some words".
+  A list is a schedule where the config allows one: [start_step, from, to, end_step].
+  seed=1 tag=name exp_root_dir=folder resume=checkpoint work with every config.
+
+Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in what was given, 130 stopped by Ctrl+C.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}. python launch.py --help shows how to call it.")
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with ``message`` on stderr."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def configs() -> list[tuple[str, str]]:
+    """(path, description) of the configs at hand."""
+    import yaml
+
+    found = []
+    folders = [Path("configs"), ROOT / "configs", *sorted(Path("custom").glob("*/configs"))]
+    folders += sorted((ROOT / "custom").glob("*/configs"))
+    paths = {path.resolve(): path for folder in reversed(folders) for path in sorted(folder.glob("*.yaml"))}
+    for path in sorted(paths.values(), key=str):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            description = str(content.get("description") or "")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+            description = "(cannot be read)"
+        relative = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        found.append((str(relative), " ".join(description.split())))
+    return found
+
+
+def epilog() -> str:
+    """Configs and examples, for --help."""
+    listed = configs()
+    width = max((len(path) for path, _ in listed), default=0)
+    lines = [f"  {path:{width}}  {description}".rstrip() for path, description in listed]
+    return "configs:\n" + "\n".join(lines or ["  (none here)"]) + "\n\n" + EXAMPLES
+
+
+def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the key=value items."""
+    parser = Parser(
+        prog="launch.py",
+        usage="python launch.py --config FILE (--train | --validate | --test | --export) [options] [key.sub=value ...]",
+        description="Make a 3D asset from text, as the config says.",
+        epilog=epilog() if {"-h", "--help"} & set(argv) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file that says what to do")
+    stage = parser.add_mutually_exclusive_group()
+    stage.add_argument("--train", action="store_true", help="train, then test")
+    stage.add_argument("--validate", action="store_true", help="render the validation views of a checkpoint")
+    stage.add_argument(
+        "--test", action="store_true", help="render the test views of a checkpoint into a video"
+    )
+    stage.add_argument("--export", action="store_true", help="write the asset of a checkpoint")
+    parser.add_argument(
+        "--gpu", metavar="0,1", help="which GPUs to use (default: 0, or CUDA_VISIBLE_DEVICES)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show debug lines and Lightning's messages")
+    parser.add_argument(
+        "--typecheck", action="store_true", help="check array shapes where they are annotated (slow)"
+    )
+    args, overrides = parser.parse_known_args(argv)
+    if not args.config:
+        listed = ", ".join(path for path, _ in configs())
+        parser.error(f"--config is missing; there is {listed or 'none here'}")
+    chosen = [name for name in STAGES if getattr(args, name)]
+    if not chosen:
+        parser.error("choose one of --train, --validate, --test, --export")
+    args.stage = chosen[0]
+    return args, overrides
+
+
+def find_real_threestudio() -> Path | None:
+    """The folder of a threestudio checkout that this process can import, if there is one that is not our host."""
+    search = [os.getcwd(), *(entry for entry in sys.path if entry)]
+    spec = importlib.machinery.PathFinder.find_spec("threestudio", search)
+    if spec is None or spec.origin is None:
+        return None
+    package = Path(spec.origin).resolve().parent
+    return None if package.parent == HOST else package.parent
+
+
+def hand_over(checkout: Path) -> None:
+    """Run the real threestudio's launch.py with our command line."""
+    script = checkout / "launch.py"
+    if not script.is_file():
+        fail(
+            f"threestudio is installed in {checkout} without its launch.py; run from a checkout, or uninstall it."
+        )
+    print(f"Using the threestudio in {checkout}", file=sys.stderr)
+    sys.path[0] = str(checkout)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def custom_folders() -> list[Path]:
+    """Where extensions are: custom/ here, and beside this file."""
+    folders = [Path("custom"), ROOT / "custom"]
+    return list({folder.resolve(): folder.resolve() for folder in folders if folder.is_dir()})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    checkout = find_real_threestudio()
+    if checkout is not None:
+        hand_over(checkout)
+        return 0
+    args, overrides = parse_arguments(argv)
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = args.gpu or "0"
+    sys.path.append(str(HOST))  # last: what is installed comes first
+
+    from threestudio import run as launcher
+
+    request = launcher.Request(
+        config=args.config,
+        stage=args.stage,
+        overrides=overrides,
+        custom_folders=custom_folders(),
+        verbose=args.verbose,
+        typecheck=args.typecheck,
+        command=shlex.join(["python", *sys.argv]),
+    )
+    try:
+        launcher.run(request)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = launcher.describe_error(error)
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        if isinstance(error, launcher.BrokenExtensionError):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
