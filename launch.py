@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command line: ``python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt="a mug"``.
+"""The command line: ``python launch.py --config FILE --train key.sub=value ...``; --help says more.
 
 Where a real threestudio can be imported, its own launch.py is run; else `host/threestudio` takes its place.
 """
@@ -80,7 +80,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the key=value items."""
     parser = Parser(
         prog="launch.py",
-        usage="python launch.py --config FILE (--train | --validate | --test | --export) [options] [key.sub=value ...]",
+        usage="python launch.py --config FILE (--train|--validate|--test|--export) [options] [key=value ...]",
         description="Make a 3D asset from text, as the config says.",
         epilog=epilog() if {"-h", "--help"} & set(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -113,7 +113,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def find_real_threestudio() -> Path | None:
-    """The folder of a threestudio checkout that this process can import, if there is one that is not our host."""
+    """The checkout of a threestudio that this process can import, if there is one that is not our host."""
     search = [os.getcwd(), *(entry for entry in sys.path if entry)]
     spec = importlib.machinery.PathFinder.find_spec("threestudio", search)
     if spec is None or spec.origin is None:
@@ -126,9 +126,7 @@ def hand_over(checkout: Path) -> None:
     """Run the real threestudio's launch.py with our command line."""
     script = checkout / "launch.py"
     if not script.is_file():
-        fail(
-            f"threestudio is installed in {checkout} without its launch.py; run from a checkout, or uninstall it."
-        )
+        fail(f"threestudio is installed in {checkout} without its launch.py: run from a checkout.")
     print(f"Using the threestudio in {checkout}", file=sys.stderr)
     sys.path[0] = str(checkout)
     runpy.run_path(str(script), run_name="__main__")

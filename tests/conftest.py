@@ -43,7 +43,7 @@ _make_extension_importable()
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
-    """Two torch threads, however many cores the machine has: sums keep their order, and xdist workers share."""
+    """Two torch threads, however many cores there are: sums keep their order, and xdist workers share."""
     import torch
 
     torch.set_num_threads(2)

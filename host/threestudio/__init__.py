@@ -1,8 +1,8 @@
 """A small stand-in for threestudio: the same import names, registry, configs and Lightning loop.
 
-Written from the interface of threestudio v0.2.3, so that an extension written for threestudio runs here unchanged, on
-current PyTorch, with or without CUDA.  It is not a fork: what it leaves out is simply not registered, and asking for
-it gives an error that lists what there is.
+Written from the interface of threestudio v0.2.3, so that an extension written for threestudio runs here
+unchanged, on current PyTorch, with or without CUDA.  It is not a fork: what it leaves out is simply not
+registered, and asking for it gives an error that lists what there is.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def find(name: str) -> Any:
     The left-most mixin wins, so ``super()`` runs a > b > main.  No spaces around the names.
 
     Raises:
-        UnknownNameError: (a KeyError) a name that nothing registered; the message lists the closest and all names.
+        UnknownNameError: (a KeyError) nothing registered that name; the message lists the closest, and all.
     """
     if ":" not in name:
         return _find_one(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def find_extensions(folders: Iterable[Path]) -> list[Path]:
-    """What `load_extensions` imports: packages and .py files, not hidden, not named ``*_disabled``, one of each name."""
+    """Packages and .py files that are not hidden and not called ``*_disabled``, the first of each name."""
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -25,8 +25,8 @@ def find_extensions(folders: Iterable[Path]) -> list[Path]:
 def load_extensions(folders: Iterable[Path]) -> dict[str, BaseException]:
     """Import all extensions of ``folders``.
 
-    A failing one is reported on stderr with its traceback, and the others are still imported: the run goes on unless it
-    needs a name that is missing then.
+    A failing one is reported on stderr with its traceback, and the others are still imported: the run goes on
+    unless it needs a name that is missing then.
 
     Returns:
         The failures, by extension name.

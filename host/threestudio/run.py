@@ -74,7 +74,7 @@ def run(request: Request) -> None:
     """Do what ``request`` asks, and print the files it made.
 
     Raises:
-        UserError: (anything with ``is_user_error``) a mistake in config, command line or files; nothing was written.
+        UserError: (or whatever has ``is_user_error``) a mistake in config, command line or files.
         BrokenExtensionError: an extension that failed to import is needed; its traceback is on stderr.
         KeyboardInterrupt: stopped by the user.
     """
@@ -130,7 +130,7 @@ def _run(request: Request) -> None:
         _print_files(system, Path(cfg.trial_dir))
 
 
-# ---- stages ----------------------------------------------------------------------------------------------------------
+# ---- stages ------------------------------------------------------------------------------------------------
 
 
 def _train(trainer: pl.Trainer, system: BaseSystem, datamodule: Any, resume: str | None) -> None:
@@ -181,7 +181,7 @@ def _read_checkpoint(cfg: ExperimentConfig, stage: str) -> tuple[int, int]:
     return int(checkpoint["epoch"]), int(checkpoint["global_step"])
 
 
-# ---- trainer ---------------------------------------------------------------------------------------------------------
+# ---- trainer -----------------------------------------------------------------------------------------------
 
 
 def _make_trainer(cfg: ExperimentConfig, callbacks: list[Any], loggers: Any, verbose: bool) -> pl.Trainer:
@@ -201,7 +201,8 @@ def _make_trainer(cfg: ExperimentConfig, callbacks: list[Any], loggers: Any, ver
     try:
         return pl.Trainer(**arguments)
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ConfigValueError(f"trainer: {error}") from error
+        given = ", ".join(f"{key}={value!r}" for key, value in config_to_primitive(cfg.trainer).items())
+        raise ConfigValueError(f"trainer: {error}\nIt was given {given}.") from error
 
 
 def _training_callbacks(request: Request, cfg: ExperimentConfig, seed: int) -> list[Any]:
@@ -240,11 +241,12 @@ def _check_arguments(section: str, given: Any, function: Any) -> None:
     for key in given:
         if key not in known:
             raise UnknownKeyError(
-                f"Unknown key {key!r} in {section}.{did_you_mean(key, known)}\nIts keys: {', '.join(sorted(known))}."
+                f"Unknown key {key!r} in {section}.{did_you_mean(key, known)}\n"
+                f"Its keys: {', '.join(sorted(known))}."
             )
 
 
-# ---- the folder of the run -------------------------------------------------------------------------------------------
+# ---- the folder of the run ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -317,7 +319,7 @@ def describe_files(folder: Path, many: int = 8) -> list[str]:
     return lines
 
 
-# ---- messages --------------------------------------------------------------------------------------------------------
+# ---- messages ----------------------------------------------------------------------------------------------
 
 
 class _StderrHandler(logging.StreamHandler):
@@ -350,7 +352,8 @@ def set_up_logging(verbose: bool) -> None:
     warnings.filterwarnings(
         "ignore", module=r"(pytorch_lightning|lightning_fabric|lightning_utilities|torch)(\.|$)"
     )
-    # torch says this of every operation without a deterministic form; "warn" only asks for those that have one.
+    warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+    # torch says this of each operation without a deterministic form; "warn" asks for those that have one.
     warnings.filterwarnings("ignore", message=r".*does not have a deterministic implementation")
 
 
@@ -359,7 +362,7 @@ def _from_lightning(pathname: str) -> bool:
 
 
 def _explain_access(error: Any) -> str | None:
-    """The message for reading a config key that is not there; None when the code, not the config, is wrong."""
+    """The message for reading a config key that is not there; None when it is the code that is wrong."""
     key = error.full_key or str(error.key)
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is needed here: add {key}=..."

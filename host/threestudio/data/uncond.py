@@ -1,7 +1,7 @@
 """Random cameras around the origin: ``random-camera-datamodule``.
 
-The batch of step k is a function of the seed and k alone, so a run that resumes sees the cameras that it would have
-seen.  Sampling draws from a generator of its own; evaluation views are fixed.
+The batch of step k is a function of the seed and k alone, so a run that resumes sees the cameras that it
+would have seen.  Sampling draws from a generator of its own; evaluation views are fixed.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         self.camera_distance_range = list(cfg.camera_distance_range)
         self.fovy_range = list(cfg.fovy_range)
 
-    # ---- schedule ----------------------------------------------------------------------------------------------------
+    # ---- schedule ------------------------------------------------------------------------------------------
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Set resolution and ranges for ``global_step``."""
@@ -190,7 +190,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         self.elevation_range = [(1 - r) * start + r * bound for bound in self.cfg.elevation_range]
         self.azimuth_range = [r * bound for bound in self.cfg.azimuth_range]
 
-    # ---- batches -----------------------------------------------------------------------------------------------------
+    # ---- batches -------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._next_batch = self._first_step()
@@ -201,7 +201,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         """The next batch, whatever ``batch`` holds."""
         index = self._next_batch
         self._next_batch += 1
-        # Lightning fetches a batch ahead, so the ranges of its step are set here, not by the system's update_step.
+        # Lightning fetches a batch ahead, so the ranges of its step are set here, not by the system.
         self.update_step(0, index // max(1, self._batches_per_step()))
         return self.sample(self.generator_of(index))
 
@@ -256,7 +256,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         return self._rand(generator) * (high - low) + low
 
     def _sample_elevation(self, generator: torch.Generator) -> Tensor:
-        """Half of the batches uniform in degrees, half uniform on the sphere; the first see more from above."""
+        """Half of the batches uniform in degrees, half uniform on the sphere."""
         if torch.rand((), generator=generator) < 0.5:
             return self._uniform(self.elevation_range, generator)
         low, high = (math.sin(math.radians(bound)) for bound in self.elevation_range)
@@ -311,7 +311,7 @@ def spherical_to_cartesian(elevation: Tensor, azimuth: Tensor, distance: Tensor)
 def project(
     c2w: Tensor, fovy: Tensor, height: int, width: int, directions_unit_focal: Tensor, normalize: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """proj_mtx, mvp_mtx [B, 4, 4], rays_o, rays_d [B, H, W, 3] of cameras c2w [B, 4, 4] with fovy [B] radians."""
+    """proj_mtx, mvp_mtx [B, 4, 4], rays_o, rays_d [B, H, W, 3] of c2w [B, 4, 4] and fovy [B] (radians)."""
     focal = 0.5 * height / torch.tan(0.5 * fovy)
     directions = directions_unit_focal[None].repeat(len(c2w), 1, 1, 1)
     directions[..., :2] = directions[..., :2] / focal[:, None, None, None]

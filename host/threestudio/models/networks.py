@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ class VanillaMLP(nn.Module):
         n_neurons, n_hidden_layers = config["n_neurons"], config["n_hidden_layers"]
         widths = [dim_in] + [n_neurons] * n_hidden_layers
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after, bias=False), nn.ReLU(inplace=True)]
         layers.append(nn.Linear(widths[-1], dim_out, bias=False))
         self.layers = nn.Sequential(*layers)
-        self.output_activation = get_activation(config.get("output_activation", None))
+        self.output_activation = get_activation(config.get("output_activation"))
         self.n_output_dims = dim_out
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 class SubModules:
     """Geometry, material and background as a renderer or exporter sees them.
 
-    A plain object: modules kept in it are not registered again, so their weights stay under the system's own names.
+    A plain object: modules kept in it are not registered again; their weights stay under the system's names.
     """
 
     geometry: Any

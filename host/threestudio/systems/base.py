@@ -13,7 +13,7 @@ import threestudio
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.config import load_config, parse_structured
-from threestudio.utils.errors import CheckpointError, ConfigValueError
+from threestudio.utils.errors import CheckpointError
 from threestudio.utils.misc import C, cleanup, find_last_path, get_device, load_module_weights
 from threestudio.utils.saving import SaverMixin
 
@@ -56,10 +56,10 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
             self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
         self.post_configure()
 
-    # ---- weights and steps -------------------------------------------------------------------------------------------
+    # ---- weights and steps ---------------------------------------------------------------------------------
 
     def load_weights(self, weights: str, ignore_modules: list[str] | None = None) -> None:
-        """Take the weights of a checkpoint, except those of ``ignore_modules``; names that do not match stay."""
+        """Take the weights of a checkpoint, except ``ignore_modules``; weights it does not have stay."""
         state_dict, epoch, global_step = load_module_weights(
             weights, ignore_modules=ignore_modules, map_location="cpu"
         )
@@ -119,10 +119,10 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         return {"optimizer": optimizer, "lr_scheduler": parse_scheduler(self.cfg.scheduler, optimizer)}
 
     def summary_files(self) -> dict[str, str] | list[str] | None:
-        """The files worth naming when the run ends, as ``{what: path}`` or paths; None lists the save folder."""
+        """The files to name when the run ends, as ``{what: path}`` or paths; None lists the save folder."""
         return None
 
-    # ---- steps -------------------------------------------------------------------------------------------------------
+    # ---- steps ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no training_step.")
@@ -148,7 +148,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     def preprocess_data(self, batch: dict[str, Any], stage: str) -> None:
         """Change ``batch`` in place before anything sees it; stage is train, validation, test or predict."""
 
-    # ---- update_step around every batch ------------------------------------------------------------------------------
+    # ---- update_step around every batch --------------------------------------------------------------------
 
     def _batch_start(self, batch: Any, stage: str, loader: Any) -> None:
         self.preprocess_data(batch, stage)
@@ -195,8 +195,8 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 class BaseLift3DSystem(BaseSystem):
     """A system of geometry, material, background and renderer.
 
-    The guidance and the prompt processor are named in the config but made by subclasses: in ``on_fit_start`` when
-    only training needs them, in ``configure`` when they have trainable weights.
+    The guidance and the prompt processor are named in the config but made by subclasses: in ``on_fit_start``
+    when only training needs them, in ``configure`` when they have trainable weights.
     """
 
     @dataclass
@@ -277,7 +277,7 @@ class BaseLift3DSystem(BaseSystem):
         cleanup()
         return converted
 
-    # ---- messages ----------------------------------------------------------------------------------------------------
+    # ---- messages ------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         if self._save_dir is not None:
@@ -289,7 +289,7 @@ class BaseLift3DSystem(BaseSystem):
         if self._save_dir is not None:
             threestudio.info(f"Test results saved to {self.get_save_dir()}")
 
-    # ---- export ------------------------------------------------------------------------------------------------------
+    # ---- export --------------------------------------------------------------------------------------------
 
     def on_predict_start(self) -> None:
         self.exporter = self._make(
@@ -317,7 +317,7 @@ class BaseLift3DSystem(BaseSystem):
         if self._save_dir is not None:
             threestudio.info(f"Export saved to {self.get_save_dir()}")
 
-    # ---- a look at the guidance --------------------------------------------------------------------------------------
+    # ---- a look at the guidance ----------------------------------------------------------------------------
 
     def guidance_evaluation_save(self, comp_rgb: torch.Tensor, guidance_eval_out: dict[str, Any]) -> str:
         """Save renders [B, H, W, 3] beside what the prior makes of them, one row an item."""

@@ -16,11 +16,11 @@ class Adan(Optimizer):
     Args:
         params: parameters or groups.
         lr: learning rate, > 0.
-        betas: kept fractions of the means of the gradient, of its differences, and of the squared sum of both.
+        betas: kept fractions of the means of the gradient, of its differences, and of their squares.
         eps: added to the denominator.
         weight_decay: decoupled; divides the weights by ``1 + lr * weight_decay``.
         max_grad_norm: gradients of all groups together are scaled down to this norm; 0 leaves them.
-        no_prox: multiply the weights by ``1 - lr * weight_decay`` before the step instead of dividing after it.
+        no_prox: multiply the weights by ``1 - lr * weight_decay`` before the step, not divide after it.
 
     Raises:
         ValueError: a negative rate or eps, or a beta outside [0, 1).

@@ -49,7 +49,7 @@ def getattr_recursive(owner: Any, attr: str) -> Any:
 
 
 def get_parameters(model: Any, name: str) -> list[nn.Parameter]:
-    """The parameters of ``model``'s attribute ``name`` (dotted): a Module's all, a Parameter itself, else none."""
+    """The parameters of the (dotted) attribute ``name``: all of a Module, a Parameter itself, else none."""
     module = getattr_recursive(model, name)
     if isinstance(module, nn.Module):
         return list(module.parameters())
@@ -61,7 +61,7 @@ def get_parameters(model: Any, name: str) -> list[nn.Parameter]:
 def parse_optimizer(config: Any, model: nn.Module) -> Optimizer:
     """The optimizer of ``{name, args, params: {attribute: {group overrides}}}``.
 
-    Without ``params``, all of ``model``'s parameters; with it, those only, one group each, called by ``name``.
+    Without ``params``, all of ``model``'s parameters; with it, those only, one named group each.
 
     Raises:
         UnknownNameError: no such optimizer.

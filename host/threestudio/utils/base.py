@@ -28,9 +28,9 @@ class Configurable:
 class Updateable:
     """Something that changes with the training step.
 
-    Override `update_step` and `update_step_end`.  The ``do_`` forms are called by the system before and after each
-    batch; they visit the public attributes first, then the object.  One object may be reached by several paths, so
-    `update_step` must do the same thing when called twice for one step.
+    Override `update_step` and `update_step_end`.  The ``do_`` forms are called by the system before and after
+    each batch; they visit the public attributes first, then the object.  One object may be reached by several
+    paths, so `update_step` must do the same thing when called twice for one step.
     """
 
     def do_update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -44,7 +44,7 @@ class Updateable:
         self.update_step_end(epoch, global_step)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        """Called before each batch.  Overrides may leave out what they do not need by accepting ``**kwargs``."""
+        """Called before each batch, and when weights were loaded from a checkpoint of that step."""
 
     def update_step_end(self, epoch: int, global_step: int) -> None:
         """Called after each batch, when ``global_step`` already counts it."""
@@ -82,8 +82,8 @@ def update_end_if_possible(module: Any, epoch: int, global_step: int) -> None:
 class BaseObject(Updateable):
     """A plain configurable object: guidances, prompt processors, exporters.
 
-    Not an nn.Module, so its weights are in no checkpoint and Lightning does not move them; use ``self.device``.
-    Override `configure`, never ``__init__``.
+    Not an nn.Module, so its weights are in no checkpoint and Lightning does not move them; use
+    ``self.device``. Override `configure`, never ``__init__``.
     """
 
     @dataclass

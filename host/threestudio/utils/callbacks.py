@@ -70,7 +70,7 @@ class VersionedCallback(Callback):
 
 
 class CodeSnapshotCallback(VersionedCallback):
-    """Copies the source files of the current git work tree: tracked and untracked, but not ignored, big, or in load/.
+    """Copies the source files of the git work tree: those not ignored by git, not big, not in load/.
 
     Outside of git, or in a tree too large to be this project's, it does nothing.
     """
@@ -151,8 +151,8 @@ class ConfigSnapshotCallback(VersionedCallback):
 class SeedEveryStep(Callback):
     """Seeds the global generators before each training batch from the run's seed and the batch's number.
 
-    So a step draws the same numbers whether or not the run was stopped and resumed before it, and however often
-    validation came in between.
+    So a step draws the same numbers whether or not the run was stopped and resumed before it, and however
+    often validation came in between.
     """
 
     def __init__(self, seed: int) -> None:
@@ -169,7 +169,7 @@ class SeedEveryStep(Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole: Lightning's pass through the system's temporary folder, perhaps on another disk."""
+    """Checkpoints that appear whole; Lightning's pass through a temporary folder, perhaps on another disk."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None

@@ -37,7 +37,7 @@ from threestudio.utils.errors import (
 )
 from threestudio.utils.misc import schedule_knots
 
-# ---- resolvers -------------------------------------------------------------------------------------------------------
+# ---- resolvers ---------------------------------------------------------------------------------------------
 
 
 def C_max(value: Any) -> float:
@@ -80,7 +80,7 @@ for _name, _resolver in _RESOLVERS.items():
     register_resolver(_name, _resolver)
 
 
-# ---- the experiment --------------------------------------------------------------------------------------------------
+# ---- the experiment ----------------------------------------------------------------------------------------
 
 MAX_NAME_BYTES = 160
 """Longest trial folder name, timestamp included: files of long prompts must still fit a path."""
@@ -148,9 +148,9 @@ class ExperimentConfig:
 
 
 def folder_name(tag: str, suffix: str = "") -> str:
-    """``tag + suffix`` as one folder name: no separators, no control characters, at most `MAX_NAME_BYTES` bytes.
+    """``tag + suffix`` as one folder name, without separators, of at most `MAX_NAME_BYTES` bytes.
 
-    A tag that is too long is cut and ends in a hash of the whole, so that different prompts keep different names.
+    A tag that is too long is cut and ends in a hash of the whole: different prompts keep different names.
     """
     clean = re.sub(r"[/\\\x00-\x1f]", "_", tag)
     room = MAX_NAME_BYTES - len(suffix.encode())
@@ -161,7 +161,7 @@ def folder_name(tag: str, suffix: str = "") -> str:
     return name if name.strip(".") else "_" + name
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 
 def load_config(
@@ -199,7 +199,7 @@ def parse_cli(cli_args: Sequence[str]) -> DictConfig:
     """
     merged = OmegaConf.create()
     for item in cli_args:
-        key, separator, value = item.partition("=")
+        key, separator, _ = item.partition("=")
         if not separator or not re.fullmatch(r"[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*", key):
             raise CommandLineError(_bad_item_message(item, key, bool(separator)))
         try:
@@ -308,7 +308,7 @@ def _readable(error: OmegaConfBaseException, section: str = "") -> Exception:
     return ConfigValueError(f"{where}{detail}.")
 
 
-# ---- sections --------------------------------------------------------------------------------------------------------
+# ---- sections ----------------------------------------------------------------------------------------------
 
 
 def config_to_primitive(config: Any, resolve: bool = True) -> Any:
@@ -326,12 +326,12 @@ def dump_config(path: str, config: Any) -> None:
 def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
     """``cfg`` checked against the dataclass ``fields``, as a structured config.
 
-    Scalars are checked and coerced.  A list or mapping passes unchecked into any field, which is how a schedule fits
-    a field annotated ``float``.
+    Scalars are checked and coerced.  A list or mapping passes unchecked into any field, which is how a
+    schedule fits a field annotated ``float``.
 
     Raises:
         UnknownKeyError: (a TypeError) keys that ``fields`` does not have.
-        ConfigValueError: (a ValueError) a value of the wrong type, or refused by the dataclass's ``__post_init__``.
+        ConfigValueError: (a ValueError) a value of the wrong type, or one that ``__post_init__`` refuses.
     """
     cfg = {} if cfg is None else cfg
     section = _Section.of(fields, cfg)
@@ -430,6 +430,5 @@ def _type_error(
     value = values[key]
     full_key = f"{section.key}.{key}" if section.key else key
     kind = "a list" if isinstance(value, (list, ListConfig)) else type(value).__name__
-    return ConfigValueError(
-        f"{full_key}: {value!r} ({kind}) is not a value of this key of {section}, which takes {wanted}."
-    )
+    owner = "" if section.name == ExperimentConfig.__name__ else f" of {section.name}"
+    return ConfigValueError(f"{full_key}{owner} takes {wanted}, got {value!r} ({kind}).")

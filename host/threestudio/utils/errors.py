@@ -1,9 +1,9 @@
 """Exceptions that are the user's to mend.
 
-Anything with a class attribute ``is_user_error = True`` is a mistake in what the user gave us (a config, a command
-line, a file).  ``launch.py`` prints its message alone and exits with code 2; every other exception is a bug of ours
-and keeps its traceback.  Each class also derives from the built-in exception that threestudio raises in the same
-place, so that code written for threestudio keeps catching it.
+Anything with a class attribute ``is_user_error = True`` is a mistake in what the user gave us (a config, a
+command line, a file).  ``launch.py`` prints its message alone and exits with code 2; every other exception is
+a bug of ours and keeps its traceback.  Each class also derives from the built-in exception that threestudio
+raises in the same place, so that code written for threestudio keeps catching it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CommandLineError(UserError, ValueError):
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether ``error`` is the user's to mend (ours, or an extension's class with ``is_user_error = True``)."""
+    """Whether ``error`` is the user's to mend: ours, or an extension's with ``is_user_error = True``."""
     return getattr(error, "is_user_error", False) is True
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike) -> Iterator[str]:
     """A temporary path beside ``path``, with its suffix, that replaces ``path`` when the block ends well.
 
-    Parent folders are made.  When the block raises, the temporary file is removed and ``path`` stays as it was.
+    Parent folders are made.  When the block raises, the temporary file is removed, and ``path`` stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A hidden name, so that patterns such as "*.png" never meet half a file; the suffix tells writers the format.
+    # A hidden name, so that "*.png" never meets half a file; the suffix tells writers the format.
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     try:

@@ -1,4 +1,4 @@
-"""Arrays as pictures: scaling to bytes, colour maps, grids with captions.  All pictures are uint8 RGB [H, W, 3]."""
+"""Arrays as pictures (uint8 RGB [H, W, 3]): scaling to bytes, colour maps, grids with captions."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def apply_colormap(values: np.ndarray, cmap: str | None) -> np.ndarray:
 def uv_image(
     img: Any, data_format: str = "HWC", data_range: Sequence[float] = (0, 1), cmap: str = "checkerboard"
 ) -> np.ndarray:
-    """A picture of texture coordinates [H, W, 2]: a 64 by 64 checkerboard, or u as red and v as green ("color").
+    """A picture of texture coordinates [H, W, 2]: 64 by 64 checks, or u as red and v as green ("color").
 
     Raises:
         ValueError: an unknown ``cmap``, or not two channels.
@@ -131,7 +131,8 @@ def grid_image(imgs: list[Any], align: Any = "max", texts: Sequence[str] | None 
     """One picture of many.
 
     Args:
-        imgs: ``{"type": "rgb" | "grayscale" | "uv", "img": ..., "kwargs": {...}}``, a list (one row) or a list of rows.
+        imgs: ``{"type": "rgb" | "grayscale" | "uv", "img": ..., "kwargs": {...}}``, a list (one row) or a
+            list of rows.
         align: the size of each cell: "max" or "min" of all, an int, or (height, width).
         texts: lines written into the upper left corner.
 
@@ -175,7 +176,7 @@ def resize(img: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def write_lines(img: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """``img`` with ``texts`` one below the other from the upper left corner, black on white letters' edges."""
+    """``img`` with ``texts`` one below the other from the upper left corner, black edged with white."""
     picture = Image.fromarray(img)
     draw = ImageDraw.Draw(picture)
     for line, text in enumerate(texts):

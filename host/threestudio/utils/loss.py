@@ -6,7 +6,7 @@ import torch
 
 
 def tv_loss(x: torch.Tensor) -> torch.Tensor:
-    """Total variation of [B, C, H, W]: twice the mean of the squared differences of neighbours, a number per item.
+    """Total variation of [B, C, H, W]: twice the mean squared difference of neighbours.
 
     Squared differences along each axis are averaged over all pixel pairs and channels, then over the batch.
     """

@@ -45,7 +45,7 @@ def get_device() -> torch.device:
     return torch.device("cpu")
 
 
-# ---- scheduled scalars -----------------------------------------------------------------------------------------------
+# ---- scheduled scalars -------------------------------------------------------------------------------------
 
 
 def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -> float:
@@ -133,7 +133,7 @@ def is_schedule(value: Any) -> bool:
     return True
 
 
-# ---- memory, gradients, processes ------------------------------------------------------------------------------------
+# ---- memory, gradients, processes --------------------------------------------------------------------------
 
 
 def cleanup() -> None:
@@ -177,13 +177,13 @@ def enable_gradient(model: nn.Module, enabled: bool = True) -> None:
         param.requires_grad_(enabled)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def find_last_path(path: str) -> str:
-    """``path`` with a part ``LAST`` replaced by the last entry, in sorted order, that matches the text around it.
+    """``path`` with ``LAST`` in a part replaced, so that it is the last entry, sorted, that matches.
 
-    ``outputs/x/a_bird@LAST/ckpts/last.ckpt`` is the newest trial of "a bird"; spaces in that part become ``_``.
+    ``outputs/x/a_bird@LAST/ckpts/last.ckpt`` is the newest trial of "a bird"; spaces become ``_``.
 
     Raises:
         CheckpointError: no entry matches.
@@ -226,9 +226,11 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None) -> dict[s
         zipfile.BadZipFile,
         pickle.UnpicklingError,
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # Of what is no checkpoint at all, torch says only how to unpickle it nevertheless.
+        unpicklable = isinstance(error, pickle.UnpicklingError)
+        reason = "" if unpicklable else f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint; it is damaged, incomplete, or something else. ({reason})"
+            f"{path} cannot be read as a checkpoint; it is damaged, incomplete, or something else.{reason}"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no 'state_dict'.")

@@ -1,7 +1,7 @@
 """Small tensor operations: activations, chunks, rays and projections.
 
-Cameras: world right-handed, z up; c2w columns are right, up, -forward, position (OpenGL); image row 0 is the top; pixel
-centres lie at +0.5.  Angles are radians unless a name says degrees.
+Cameras: world right-handed, z up; c2w columns are right, up, -forward, position (OpenGL); image row 0 is the
+top; pixel centres lie at +0.5.  Angles are radians unless a name says degrees.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _types(values: list[Tensor | None]) -> list[None]:
     return [None for value in values if value is None]
 
 
-# ---- cameras ---------------------------------------------------------------------------------------------------------
+# ---- cameras -----------------------------------------------------------------------------------------------
 
 
 def get_ray_directions(
@@ -215,7 +215,7 @@ def get_rays(
         directions: camera directions [N, 3], [H, W, 3] or [B, H, W, 3].
         c2w: [4, 4], [N, 4, 4] or [B, 4, 4] to match.
         keepdim: keep the image shape; else [-1, 3].
-        noise_scale: standard deviation of noise added to both (in world units; from torch's global generator).
+        noise_scale: standard deviation of noise added to both (world units; torch's global generator).
         normalize: unit directions; False leaves z = -1 in camera axes, so that depth along a ray is z-depth.
     """
     if directions.shape[-1] != 3:
@@ -282,7 +282,7 @@ def look_at_c2w(camera_positions: Tensor, center: Tensor, up: Tensor) -> Tensor:
     return c2w
 
 
-# ---- cameras of the Gaussian rasterizers -----------------------------------------------------------------------------
+# ---- cameras of the Gaussian rasterizers -------------------------------------------------------------------
 
 
 def convert_pose(C2W: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ def get_cam_info_gaussian(
     """What Inria's rasterizer wants to know of one OpenGL camera [4, 4].
 
     Returns:
-        world_view [4, 4] and full_proj [4, 4], both transposed (for row vectors), and the camera's centre [3].
+        world_view [4, 4] and full_proj [4, 4], both transposed (for row vectors), and the centre [3].
     """
     c2w = convert_pose(c2w)
     world_view = torch.inverse(c2w).transpose(0, 1)
@@ -322,11 +322,11 @@ def get_cam_info_gaussian(
     return world_view, world_view @ projection, c2w[:3, 3]
 
 
-# ---- losses and schedules --------------------------------------------------------------------------------------------
+# ---- losses and schedules ----------------------------------------------------------------------------------
 
 
 def binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy of probabilities, in the input's own precision (F's refuses float16 under autocast)."""
+    """Mean cross entropy of probabilities, in the input's own precision (torch's refuses autocast)."""
     return -(target * torch.log(input) + (1 - target) * torch.log(1 - input)).mean()
 
 

@@ -1,4 +1,4 @@
-"""What a system writes: `SaverMixin`, whose ``save_*`` methods put files below one folder and return their paths."""
+"""What a system writes: the ``save_*`` methods of `SaverMixin` put files below one folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from threestudio.utils.video import write_video
 class SaverMixin:
     """Saving of pictures, videos, meshes and data.
 
-    File names are relative to the save folder and may hold sub-folders, which are made.  Every file appears whole or
-    not at all.  ``name`` and ``step`` also send a picture to Weights & Biases when that is on.
+    File names are relative to the save folder and may hold sub-folders, which are made.  Every file appears
+    whole or not at all.  ``name`` and ``step`` also send a picture to Weights & Biases when that is on.
     """
 
     _save_dir: str | None = None
     _wandb_logger: Any = None
 
-    # ---- where ---------------------------------------------------------------------------------------------------------
+    # ---- where ---------------------------------------------------------------------------------------------
 
     def set_save_dir(self, save_dir: str) -> None:
         """Where the files go; the folder is made with the first of them."""
@@ -53,7 +53,7 @@ class SaverMixin:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 
-    # ---- loggers -------------------------------------------------------------------------------------------------------
+    # ---- loggers -------------------------------------------------------------------------------------------
 
     def create_loggers(self, cfg_loggers: Any) -> None:
         """Loggers besides TensorBoard and CSV: ``wandb: {enable: true, project: ..., name: ...}``.
@@ -91,7 +91,7 @@ class SaverMixin:
         else:
             self._wandb_logger.log_image(key=name, images=[path], step=step)
 
-    # ---- pictures ------------------------------------------------------------------------------------------------------
+    # ---- pictures ------------------------------------------------------------------------------------------
 
     def convert_data(self, data: Any) -> Any:
         """Tensors as numpy arrays, in lists and dicts too."""
@@ -160,7 +160,7 @@ class SaverMixin:
     def save_cubemap(
         self, filename: str, img: Any, data_range: Sequence[float] = (0, 1), rgba: bool = False
     ) -> str:
-        """Save the six faces [6, H, H, C] (+x, -x, +y, -y, +z, -z) as a cross; ``rgba`` keeps a fourth channel."""
+        """Save faces [6, H, H, C] (+x, -x, +y, -y, +z, -z) as a cross; ``rgba`` keeps a fourth channel."""
         faces = np.asarray(self.convert_data(img))
         if faces.ndim != 4 or faces.shape[0] != 6:
             raise ValueError(f"A cube map is [6, H, H, C], got {faces.shape}.")
@@ -213,7 +213,7 @@ class SaverMixin:
         self._log_media(name, step, path, video=True)
         return path
 
-    # ---- data and meshes -----------------------------------------------------------------------------------------------
+    # ---- data and meshes -----------------------------------------------------------------------------------
 
     def save_data(self, filename: str, data: Any) -> str:
         """Save arrays: a dict as .npz, anything else as .npy; the suffix is added when missing."""
@@ -250,7 +250,7 @@ class SaverMixin:
     def save_mesh(
         self, filename: str, v_pos: Any, t_pos_idx: Any, v_tex: Any = None, t_tex_idx: Any = None
     ) -> str:
-        """Save vertices [Nv, 3] and triangles [Nf, 3] in the format of the suffix; texture coordinates are not used."""
+        """Save vertices [Nv, 3] and triangles [Nf, 3] in the suffix's format, without texture coordinates."""
         import trimesh
 
         path = self.get_save_path(filename)

@@ -1,6 +1,6 @@
-"""The names threestudio code star-imports: typing, jaxtyping's array dtypes, ``Tensor`` and ``DictConfig``."""
+"""What threestudio code star-imports: typing, jaxtyping's array types, ``Tensor``, ``DictConfig``."""
 
-from typing import (
+from typing import (  # noqa: UP035 (these very names are the point)
     Any,
     Callable,
     Dict,

@@ -23,7 +23,7 @@ def write_video(
     """
     if save_format not in FORMATS:
         raise ValueError(f"Unknown video format {save_format!r}: choose one of {', '.join(FORMATS)}.")
-    # H.264 players want even sides; without macro_block_size=1 imageio would resize everything to multiples of 16.
+    # H.264 players want even sides; without macro_block_size=1 imageio would resize to multiples of 16.
     options = (
         {"fps": fps, "macro_block_size": 1, "quality": 8}
         if save_format == "mp4"

@@ -22,5 +22,5 @@ class BaseBackground(BaseModule):
         pass
 
     def forward(self, dirs: Tensor) -> Tensor:
-        """Colours [B, H, W, C] along directions [B, H, W, 3]; in evaluation, called in pieces of the first dim."""
+        """Colours [B, H, W, C] along directions [B, H, W, 3]; evaluation cuts the first dim in pieces."""
         raise NotImplementedError(f"{type(self).__name__} has no forward.")

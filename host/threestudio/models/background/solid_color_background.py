@@ -40,7 +40,7 @@ class SolidColorBackground(BaseBackground):
         color = torch.tensor([float(value) for value in self.cfg.color])
         if len(color) not in (1, self.cfg.n_output_dims):
             raise ConfigValueError(
-                f"solid-color-background: color has {len(color)} values for {self.cfg.n_output_dims} channels."
+                f"color of the background has {len(color)} values for {self.cfg.n_output_dims} channels."
             )
         self.env_color: Tensor
         if self.cfg.learned:

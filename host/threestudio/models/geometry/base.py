@@ -18,8 +18,8 @@ def contract_to_unisphere(x: Tensor, bbox: Tensor, unbounded: bool = False) -> T
 
     Args:
         bbox: lowest and highest corner [2, 3]; they become 0 and 1.
-        unbounded: take all of space: the box's inside becomes the middle half, the outside is squeezed around it
-            (the contraction of mip-NeRF 360, (2 - 1/|x|) x/|x| outside of the unit sphere).
+        unbounded: take all of space: the box's inside becomes the middle half, the outside is squeezed around
+            it (the contraction of mip-NeRF 360, (2 - 1/|x|) x/|x| outside of the unit sphere).
     """
     x = scale_tensor(x, (bbox[0], bbox[1]), (0, 1))
     if not unbounded:
@@ -75,11 +75,11 @@ class BaseImplicitGeometry(BaseGeometry):
         self.unbounded = False
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
-        """ "density" [..., 1] (or "sdf") and "features" [..., Nf]; with ``output_normal`` "normal" [..., 3] too."""
+        """``density`` [..., 1] (or ``sdf``), ``features`` [..., Nf]; if asked for, ``normal`` [..., 3]."""
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
 
     def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The field [..., 1] whose level set is the surface, and a deformation [..., 3] of the points or None."""
+        """The field [..., 1] whose level set is the surface; a deformation [..., 3] of the points or None."""
         raise NotImplementedError(f"{type(self).__name__} has no forward_field.")
 
     def forward_level(self, field: Tensor, threshold: float | Callable[[Tensor], Tensor]) -> Tensor:

@@ -29,8 +29,8 @@ class BaseMaterial(BaseModule):
     def forward(self, features: Tensor, **kwargs: Any) -> Tensor:
         """Colours [..., C] of features [..., Nf].
 
-        ``kwargs`` are viewdirs, positions, light_positions, shading_normal, tangent, and in training whatever else the
-        batch holds; take what you need.
+        ``kwargs`` are viewdirs, positions, light_positions, shading_normal, tangent, and in training whatever
+        else the batch holds; take what you need.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
 

@@ -26,14 +26,14 @@ CACHE_DIR = ".threestudio_cache/text_embeddings"
 PROMPT_LIBRARY = "load/prompt_library.json"
 
 
-# ---- the cache -------------------------------------------------------------------------------------------------------
+# ---- the cache ---------------------------------------------------------------------------------------------
 
 
 def hash_prompt(model: str, prompt: str) -> str:
     """The name of a prompt's embedding in the cache.
 
-    A model folder counts with its files' names, sizes and times, so that a model made anew at the same path is not
-    answered with the old one's embeddings.
+    A model folder counts with its files' names, sizes and times, so that a model made anew at the same path
+    is not answered with the old one's embeddings.
     """
     return hashlib.md5(f"{model_identity(model)}-{prompt}".encode(), usedforsecurity=False).hexdigest()
 
@@ -56,7 +56,7 @@ def save_embedding(embedding: Tensor, model: str, prompt: str, cache_dir: str) -
         torch.save(embedding.detach().cpu().clone(), temporary)
 
 
-# ---- directions ------------------------------------------------------------------------------------------------------
+# ---- directions --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -105,7 +105,7 @@ def standard_directions(
     ]
 
 
-# ---- what a processor gives ------------------------------------------------------------------------------------------
+# ---- what a processor gives --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -167,7 +167,7 @@ class PromptProcessorOutput:
         camera_distances: Tensor,
         view_dependent_prompting: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings and weights of Perp-Neg (arXiv 2304.04968): directions interpolated, the wrong ones negated.
+        """Embeddings and weights of Perp-Neg (arXiv 2304.04968): directions mixed, wrong ones negated.
 
         Between front and side, r = 1 - |azimuth|/90 goes from 0 (side) to 1 (front); between side and back,
         r = 2 - |azimuth|/90 goes from 0 (back) to 1 (side).  Overhead is not interpolated, and has weights 0.
@@ -178,8 +178,8 @@ class PromptProcessorOutput:
             view_dependent_prompting: must be true.
 
         Returns:
-            Embeddings [4B, T, D]: B prompts, B negative prompts, then 2 directions to negate for each item in turn;
-            and their weights [B, 2], <= 0.
+            Embeddings [4B, T, D]: B prompts, B negative prompts, then 2 directions to negate for each item in
+            turn; and their weights [B, 2], <= 0.
 
         Raises:
             AssertionError: without view-dependent prompting there are no directions to negate.
@@ -214,7 +214,7 @@ def _weight(abc: Any, r: float) -> float:
     return -shifted_expotional_decay(*abc, r)
 
 
-# ---- the processor ---------------------------------------------------------------------------------------------------
+# ---- the processor -----------------------------------------------------------------------------------------
 
 
 class PromptProcessor(BaseObject):
@@ -373,7 +373,8 @@ class PromptProcessor(BaseObject):
         embedding = self._read_cache(prompt)
         if embedding is None:
             raise FileNotFoundError(
-                f"No embedding of [{prompt}] by {self.cfg.pretrained_model_name_or_path} in {self._cache_dir}."
+                f"No embedding of [{prompt}] in {self._cache_dir} "
+                f"by {self.cfg.pretrained_model_name_or_path}."
             )
         return embedding.to(self.device)
 
