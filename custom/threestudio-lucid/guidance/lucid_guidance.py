@@ -1,0 +1,412 @@
+"""Score distillation as threestudio's systems call it: lucid-ism-guidance and lucid-sds-guidance.
+
+They share everything but the objective (`LucidGuidance.distill`), so swapping one for the other swaps the
+target of the score difference and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.base import BaseObject
+from threestudio.utils.misc import get_rank
+
+from ..errors import UserError, check_choice, check_range
+from ..seeding import generator
+from .combine import Conditioning, guided_output
+from .ism import RECIPES, Distillation, ism_step
+from .prior import Prior
+from .sample import denoise, sampling_path
+from .schedule import draw_index, index_range, interval, warmup_rate
+from .sds import sds_step
+from .trajectory import ddim_step, x0_and_eps
+
+# What a field that is null in the config means, by recipe.
+RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "released": {
+        "delta_t": 80,
+        "delta_t_start": 100,
+        "delta_s": 200,
+        "xs_inv_steps": 5,
+        "min_step_percent": 0.02,
+        "max_step_percent": 0.98,
+        "max_step_percent_end": 0.5,
+        "warmup_steps": 1500,
+    },
+    "paper": {
+        "delta_t": 50,
+        "delta_t_start": 0,  # never below delta_t: no annealing
+        "delta_s": 200,
+        "xs_inv_steps": 5,
+        "min_step_percent": 0.0,
+        "max_step_percent": 1.0,
+        "max_step_percent_end": 1.0,
+        "warmup_steps": 0,
+    },
+}
+
+
+class LucidGuidance(BaseObject):
+    """What ISM and SDS share: encoding, timesteps, randomness, embeddings, loss, pictures."""
+
+    @dataclass
+    class Config(BaseObject.Config):
+        prior: str = "auto"
+        """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
+        dtype: Optional[str] = None
+        """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        recipe: str = "released"
+        """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
+        guidance_scale: Optional[float] = None
+        """Classifier-free guidance, uncond + g (text - uncond); null: the prior's card (7.5 for sd21)."""
+        delta_t: Optional[int] = None
+        """Interval between s and t in timesteps; null: released 80, paper 50."""
+        delta_t_start: Optional[int] = None
+        """Interval at the first step, annealed to delta_t in warm-up; null: released 100, paper delta_t."""
+        delta_s: Optional[int] = None
+        """Stride of the inversion in timesteps; null: 200."""
+        xs_inv_steps: Optional[int] = None
+        """Most strides of the inversion, counted down from s (released recipe); null: 5, with 200 all."""
+        inversion_guidance_scale: float = 1.0
+        """Above 1: push the inversion from inverse_text towards the negative prompt."""
+        inversion_eta: float = 0.0
+        """Share of fresh noise in the strides of the inversion; 0: deterministic."""
+        min_step_percent: Optional[float] = None
+        """Lowest timestep drawn, as a fraction; null: released 0.02, paper 0."""
+        max_step_percent: Optional[float] = None
+        """Highest timestep drawn at the first step; null: released 0.98, paper 1."""
+        max_step_percent_end: Optional[float] = None
+        """Highest timestep drawn after warm-up; null: released 0.5, paper 1."""
+        warmup_steps: Optional[int] = None
+        """Steps over which the timestep range and the interval are annealed; null: released 1500, paper 0."""
+        grad_scale: float = 0.1
+        """Factor on the gradient: its weight against the regularisers."""
+        noise_offset: float = 0.1
+        """Noise per channel, the same for all pixels, on top of the noise per pixel."""
+        horizontal_flip: float = 0.5
+        """Probability of mirroring the whole batch; 0 where left and right differ."""
+        view_dependent_prompting: bool = True
+        """Use the texts of the views."""
+        seed: int = 0
+        """Of timesteps, noise and flips, which are functions of (seed, step)."""
+        max_items_eval: int = 4
+        """Most views in the pictures of guidance_eval."""
+
+    cfg: Config
+
+    def configure(self) -> None:
+        self._check_config()
+        defaults = RECIPE_DEFAULTS[self.cfg.recipe]
+        given = {name: getattr(self.cfg, name) for name in defaults}
+        self.settings = {name: defaults[name] if v is None else v for name, v in given.items()}
+        if self.cfg.delta_t_start is None:
+            self.settings["delta_t_start"] = max(defaults["delta_t_start"], self.settings["delta_t"])
+        self._check_settings()
+
+        self.prior = Prior.load(self.cfg.prior, self.device, self.cfg.dtype)
+        card = self.prior.card
+        # load now: what is wrong with the weights should show before training starts
+        _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        scale = self.cfg.guidance_scale
+        self.guidance_scale: float = card.guidance_scale if scale is None else scale
+        self._empty: Tensor | None = None
+        self._step, self._calls = -1, 0
+        self.update_step(0, 0)
+        threestudio.info(
+            f"Guidance: {type(self).__name__} ({self.cfg.recipe}) with prior {card.name}, "
+            f"{card.image_size} px, guidance scale {self.guidance_scale:g}, "
+            f"{str(self.prior.dtype).removeprefix('torch.')} on {self.prior.device}"
+        )
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        """Timestep range and interval of this step; also restarts its sequence of random draws."""
+        if global_step != self._step:
+            self._step, self._calls = global_step, 0
+        s = self.settings
+        # the released loop counts its iterations from 1
+        self._rate = warmup_rate(global_step + 1, s["warmup_steps"])
+        first, end = index_range(
+            self._rate,
+            len(self.prior.schedule),
+            s["min_step_percent"],
+            s["max_step_percent"],
+            s["max_step_percent_end"],
+        )
+        highest = self.prior.schedule.max_index
+        self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
+
+    def __call__(
+        self,
+        rgb: Tensor,
+        prompt_utils: Any,
+        elevation: Tensor,
+        azimuth: Tensor,
+        camera_distances: Tensor,
+        rgb_as_latents: bool = False,
+        guidance_eval: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
+
+        Args:
+            rgb: renderings [B, H, W, 3] in [0, 1], or with `rgb_as_latents` latents [B, H, W, C].
+            prompt_utils: what `lucid-prompt-processor` or threestudio's Stable Diffusion prompt processor
+                returns.
+            elevation, azimuth: [B], degrees.
+            camera_distances: [B].
+            guidance_eval: also return pictures of this step under "eval".
+
+        Returns:
+            loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
+            grad_norm: norm of grad over the batch.
+            min_step, max_step, timestep, delta_t: index range, timestep tau and interval of this step.
+        """
+        draws, noise_draws = self._generators()
+        coin = float(torch.rand((), generator=draws))
+        index = draw_index(self.min_step, self.max_step + 1, draws)
+        cond = self._conditioning(prompt_utils, elevation, azimuth, camera_distances)
+        delta_t = interval(
+            self._rate,
+            self.settings["delta_t"],
+            self.settings["delta_t_start"],
+            round_up=cond.negatives is not None,
+        )
+
+        images = rgb.permute(0, 3, 1, 2)
+        if coin < self.cfg.horizontal_flip:
+            images = images.flip(-1)
+        latents = self._latents(images, rgb_as_latents, noise_draws)
+        noise = self._noise(latents, noise_draws)
+        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
+
+        out = {
+            "loss_sds": _GivenGradient.apply(latents, step.grad),
+            "grad_norm": step.grad.norm(),
+            "min_step": self.min_step,
+            "max_step": self.max_step,
+            "timestep": step.tau_t,
+            "delta_t": delta_t,
+        }
+        if guidance_eval:
+            out["eval"] = self._pictures(step, cond, elevation, azimuth, camera_distances)
+        return out
+
+    def distill(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        index: int,
+        cond: Conditioning,
+        delta_t: int,
+        generator: torch.Generator,
+    ) -> Distillation:
+        """The objective: one step of score distillation."""
+        raise NotImplementedError
+
+    # --- the parts of a step
+    # ------------------------------------------------------------------------------------
+
+    def _generators(self) -> tuple[torch.Generator, torch.Generator]:
+        """One for python numbers, one for tensors; fresh for every call, so that a resumed run repeats "
+        "them."""
+        key = (get_rank(), self._step, self._calls)
+        self._calls += 1
+        return (
+            generator(self.cfg.seed, "guidance", *key),
+            generator(self.cfg.seed, "guidance-noise", *key, device=self.prior.device),
+        )
+
+    def _latents(self, images: Tensor, as_latents: bool, draws: torch.Generator) -> Tensor:
+        """Latents [B, C, h, w] of images [B, 3, H, W], or images that are latents at the prior's size."""
+        channels = self.prior.latent_channels if as_latents else 3
+        if images.shape[1] != channels:
+            raise ValueError(f"rgb has {images.shape[1]} channels; expected {channels}")
+        if not as_latents:
+            return self.prior.encode(images, draws)
+        size = (self.prior.latent_size, self.prior.latent_size)
+        return F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
+
+    def _noise(self, latents: Tensor, draws: torch.Generator) -> Tensor:
+        """Gaussian noise like the latents, with an offset per channel that the batch shares."""
+        channels = latents.shape[1]
+        noise = torch.randn(latents.shape, generator=draws, device=latents.device)
+        offset = torch.randn((1, channels, 1, 1), generator=draws, device=latents.device)
+        return noise + self.cfg.noise_offset * offset
+
+    def _conditioning(
+        self, prompt_utils: Any, elevation: Tensor, azimuth: Tensor, camera_distances: Tensor
+    ) -> Conditioning:
+        """Embeddings of the views, from our prompt processor or threestudio's."""
+        view_dependent = self.cfg.view_dependent_prompting
+        if hasattr(prompt_utils, "embeddings_for"):
+            if prompt_utils.prior_path != self.prior.card.path:
+                raise UserError(
+                    f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
+                    f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
+                )
+            return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
+
+        views, batch = (elevation, azimuth, camera_distances, view_dependent), len(azimuth)
+        if prompt_utils.use_perp_neg:
+            embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
+            text, uncond, negatives = embeddings.float().split([batch, batch, len(embeddings) - 2 * batch])
+            negatives = negatives.unflatten(0, (batch, -1)).transpose(0, 1)
+            cond = Conditioning(text, uncond, uncond, negatives, weights.T)
+        else:
+            text, uncond = prompt_utils.get_text_embeddings(*views).float().chunk(2)
+            cond = Conditioning(text, uncond, uncond)
+        if text.shape[-1] != (width := self.prior.unet.config.cross_attention_dim):
+            raise UserError(
+                f"The prompt processor's embeddings are {text.shape[-1]} wide, the prior "
+                f"{self.prior.card.name!r} reads {width}. Use prompt_processor_type: "
+                "lucid-prompt-processor with the guidance's prior."
+            )
+        return replace(cond, inverse=self._empty_text().expand(batch, -1, -1))
+
+    def _empty_text(self) -> Tensor:
+        """[1, T, D]: the empty prompt, which threestudio's prompt processors do not provide."""
+        if self._empty is None:
+            self._empty = self.prior.encode_text([""])
+            self.prior.release_text_encoder()
+        return self._empty
+
+    @torch.no_grad()
+    def _pictures(
+        self,
+        step: Distillation,
+        cond: Conditioning,
+        elevation: Tensor,
+        azimuth: Tensor,
+        camera_distances: Tensor,
+    ) -> dict[str, Any]:
+        """Where the prior would take x_t: in one step, at once, and sampled to the end. [n, H, W, 3] each."""
+        prior, tau = self.prior, step.tau_t
+        n = min(self.cfg.max_items_eval, len(step.x_t))
+        x = step.x_t[:n]
+        cond = _first(cond, n)
+        path = sampling_path(prior.schedule, prior.card.num_steps)
+        path = [tau, *(u for u in path if u < tau)]
+        output = guided_output(prior.predict, x, tau, cond, self.guidance_scale)
+        latents = {
+            "imgs_noisy": x,
+            "imgs_1step": ddim_step(prior.schedule, output, x, tau, path[1]),
+            "imgs_1orig": x0_and_eps(prior.schedule, output, x, tau)[0],
+            "imgs_final": denoise(prior.predict, prior.schedule, x, path, cond, self.guidance_scale),
+        }
+        level = tau / len(prior.schedule)
+        cameras = zip(
+            elevation[:n].tolist(), azimuth[:n].tolist(), camera_distances[:n].tolist(), strict=True
+        )
+        return {
+            "bs": n,
+            "noise_levels": [level] * n,
+            **{name: prior.decode(value).permute(0, 2, 3, 1) for name, value in latents.items()},
+            "texts": [f"n{level:.02f}\ne{e:.01f}\na{a:.01f}\nc{d:.02f}" for e, a, d in cameras],
+        }
+
+    # --- checks
+    # -------------------------------------------------------------------------------------------------
+
+    def _check_config(self) -> None:
+        where = "system.guidance."
+        check_choice(where + "recipe", self.cfg.recipe, RECIPES)
+        check_range(where + "horizontal_flip", self.cfg.horizontal_flip, 0.0, 1.0)
+        check_range(where + "noise_offset", self.cfg.noise_offset, 0.0)
+        check_range(where + "inversion_eta", self.cfg.inversion_eta, 0.0)
+        check_range(where + "grad_scale", self.cfg.grad_scale, 0.0, above=True)
+        check_range(where + "max_items_eval", self.cfg.max_items_eval, 1)
+        if self.cfg.guidance_scale is not None:
+            check_range(where + "guidance_scale", self.cfg.guidance_scale, 0.0)
+
+    def _check_settings(self) -> None:
+        where, s = "system.guidance.", self.settings
+        for name in ("delta_t", "delta_t_start", "delta_s"):
+            check_range(where + name, s[name], 1, 999)
+        for name in ("xs_inv_steps", "warmup_steps"):
+            check_range(where + name, s[name], 0)
+        for name in ("min_step_percent", "max_step_percent", "max_step_percent_end"):
+            check_range(where + name, s[name], 0.0, 1.0)
+        low, high, end = (
+            s[f"{name}"] for name in ("min_step_percent", "max_step_percent", "max_step_percent_end")
+        )
+        if not low <= end <= high:
+            raise UserError(
+                f"{where}min_step_percent <= max_step_percent_end <= max_step_percent must hold, but they "
+                f"are {low}, {end} and {high}."
+            )
+
+
+@threestudio.register("lucid-ism-guidance")
+class LucidISMGuidance(LucidGuidance):
+    """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
+
+    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+        return ism_step(
+            self.prior.predict,
+            self.prior.schedule,
+            latents,
+            noise,
+            index,
+            cond,
+            delta_t=delta_t,
+            delta_s=self.settings["delta_s"],
+            xs_inv_steps=self.settings["xs_inv_steps"],
+            guidance_scale=self.guidance_scale,
+            grad_scale=self.cfg.grad_scale,
+            inversion_guidance_scale=self.cfg.inversion_guidance_scale,
+            eta=self.cfg.inversion_eta,
+            generator=generator,
+            recipe=self.cfg.recipe,
+        )
+
+
+@threestudio.register("lucid-sds-guidance")
+class LucidSDSGuidance(LucidGuidance):
+    """Score Distillation Sampling: the score at x_t against the noise in it. Ignores what concerns the "
+    "inversion."""
+
+    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+        return sds_step(
+            self.prior.predict,
+            self.prior.schedule,
+            latents,
+            noise,
+            index,
+            cond,
+            delta_t=delta_t,
+            guidance_scale=self.guidance_scale,
+            grad_scale=self.cfg.grad_scale,
+        )
+
+
+class _GivenGradient(torch.autograd.Function):
+    """threestudio's 1/2 |latents - stopped(latents - grad)|^2 / B without its rounding: gradient exactly "
+    "grad / B."""
+
+    @staticmethod
+    def forward(ctx, latents: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return 0.5 * grad.square().sum() / len(grad)
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return upstream * grad / len(grad), None
+
+
+def _first(cond: Conditioning, n: int) -> Conditioning:
+    """The embeddings of the first n views."""
+    has_negatives = cond.negatives is not None
+    return Conditioning(
+        cond.text[:n],
+        cond.uncond[:n],
+        cond.inverse[:n],
+        cond.negatives[:, :n] if has_negatives else None,
+        cond.weights[:, :n] if has_negatives else None,
+    )

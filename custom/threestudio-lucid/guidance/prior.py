@@ -1,0 +1,369 @@
+"""The prior: a latent diffusion model in diffusers' format, behind five calls.
+
+    encode, decode      images [B, 3, H, W] in [0, 1]  <->  latents [B, C, h, w], times the VAE's scaling
+    factor encode_text         prompts -> embeddings [n, T, D]
+    predict, eps        noisy latents, timestep, embeddings -> the network's raw output, and the noise in it
+
+Everything is frozen; only `encode` is differentiable. What goes in and comes out is float32; inside it is the
+dtype of the card. Parts are loaded on first use: a run whose text embeddings are in the cache never loads the
+text encoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError, check_choice
+from . import folder as files
+from .cards import DTYPES, Card, announce, find_card, is_hub_id
+from .schedule import PREDICTION_TYPES, NoiseSchedule
+from .trajectory import x0_and_eps
+
+_SHARED: weakref.WeakValueDictionary[tuple, Prior] = weakref.WeakValueDictionary()
+
+
+class Prior:
+    """A loaded prior. Make one with `Prior.load`, which gives the same object for the same request.
+
+    Attributes:
+        card: what is known about it.
+        device, dtype: where and in what arithmetic UNet and VAE run. The text encoder always runs in float32.
+        schedule: its noise schedule.
+        latent_channels, latent_size: shape of its latents.
+    """
+
+    def __init__(self, card: Card, device: torch.device, dtype: torch.dtype) -> None:
+        """Checks that everything is there and fits together; loads no weights. See `load`."""
+        self.card, self.device, self.dtype = card, device, dtype
+        self.source = _find_source(card)
+        self.single_file = self.source if self.source.is_file() else None
+        self.configs = _config_folder(card) if self.single_file else self.source
+        unet = files.read_config(self.configs, "unet")
+        self.latent_channels: int = unet.get("in_channels", 4)
+        self.latent_size: int = card.latent_size
+        self._check_sizes(unet)
+
+    @classmethod
+    def load(
+        cls,
+        prior: str | Path | Card = "auto",
+        device: torch.device | str | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Prior:
+        """The prior of that name, shared by everyone in this process who asks for the same.
+
+        Args:
+            prior: a name, folder, file or hub id (see `cards`), or a card.
+            device: None: CUDA where there is one.
+            dtype: "auto", "float32", "bfloat16", "float16" or a torch dtype; None: as the card says.
+
+        Raises:
+            UserError: unknown name; files missing, damaged, or not fitting together; hub out of reach.
+        """
+        card = prior if isinstance(prior, Card) else find_card(prior)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = resolve_dtype(dtype or card.dtype, device)
+        key = (card.path, card.config, card.prediction_type, card.image_size, str(device), dtype)
+        if (found := _SHARED.get(key)) is None:
+            found = _SHARED[key] = cls(card, device, dtype)
+        return found
+
+    # --- the five calls
+    # ---------------------------------------------------------------------------------------
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents [B, C, h, w], scaled; differentiable.
+
+        Images of another size are resized to the card's. An AutoencoderKL's posterior is sampled with
+        `generator` (on the prior's device; None: its mean), and the gradient reaches its mean and spread.
+        """
+        size = (self.card.image_size, self.card.image_size)
+        if images.shape[-2:] != size:
+            shrinks = images.shape[-2] > size[0]
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=shrinks)
+        pixels = (2.0 * images - 1.0).to(self.dtype, memory_format=torch.channels_last)
+        encoded = self.vae.encode(pixels)
+        if hasattr(encoded, "latents"):
+            latents = encoded.latents.float()
+        else:
+            mean, spread = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+            latents = mean
+            if generator is not None:
+                latents = mean + spread * torch.randn(mean.shape, generator=generator, device=mean.device)
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] to images [B, 3, H, W] in [0, 1]."""
+        latents = (latents / self.vae.config.scaling_factor).to(self.dtype, memory_format=torch.channels_last)
+        return (self.vae.decode(latents).sample.float() / 2.0 + 0.5).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask."""
+        tokenizer, encoder = self._text
+        length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        ids = tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        for prompt in prompts:
+            if (n := len(tokenizer.tokenize(prompt))) > length - 2:
+                announce(
+                    f"The prior reads only the first {length - 2} of {n} tokens of the prompt {prompt!r}."
+                )
+        return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
+        """The network's raw output (noise or v) for noisy latents [B, C, h, w] at timestep `tau`.
+
+        This is the `model` that the functions of `trajectory`, `ism` and `sds` take.
+        """
+        # a full tensor, since diffusers would copy a python number to the GPU and wait
+        timesteps = torch.full((x.shape[0],), tau, device=x.device)
+        return self.unet(x.to(self.dtype), timesteps, embeddings.to(self.dtype)).sample.float()
+
+    def eps(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
+        """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
+        return x0_and_eps(self.schedule, self.predict(x, tau, embeddings), x, tau)[1]
+
+    # --- its parts
+    # --------------------------------------------------------------------------------------------
+
+    @property
+    def alphas_cumprod(self) -> tuple[float, ...]:
+        """ab of every timestep."""
+        return self.schedule.alphas_cumprod
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule, from the scheduler's config."""
+        from diffusers import DDIMScheduler
+
+        config = files.read_config(self.configs, "scheduler")
+        with _quiet():
+            scheduler = DDIMScheduler.from_config(config)
+        prediction_type = self.card.prediction_type or scheduler.config.prediction_type
+        if prediction_type not in PREDICTION_TYPES:
+            raise UserError(
+                f"The prior {self.card.name!r} predicts {prediction_type!r}; supported: "
+                f"{', '.join(PREDICTION_TYPES)}."
+            )
+        leading = scheduler.config.timestep_spacing == "leading"
+        return NoiseSchedule.from_table(
+            scheduler.alphas_cumprod,
+            prediction_type=prediction_type,
+            steps_offset=scheduler.config.steps_offset if leading else 0,
+            final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+        )
+
+    @cached_property
+    def unet(self) -> Any:
+        """UNet2DConditionModel."""
+        from diffusers import UNet2DConditionModel
+
+        # on a CPU the plain layout is the faster one for the UNet, the other for the VAE
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        return self._component("unet", UNet2DConditionModel, self.dtype).to(memory_format=layout)
+
+    @cached_property
+    def vae(self) -> Any:
+        """AutoencoderKL or AutoencoderTiny."""
+        import diffusers
+
+        name = files.read_config(self.configs, "vae").get("_class_name", "AutoencoderKL")
+        if name not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise UserError(
+                f"The prior {self.card.name!r} has a VAE of class {name}; supported are AutoencoderKL and "
+                "AutoencoderTiny."
+            )
+        vae = self._component("vae", getattr(diffusers, name), self.dtype)
+        return vae.to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _text(self) -> tuple[Any, Any]:
+        """CLIPTokenizer and CLIPTextModel."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        with _quiet(), _loading(self.configs):
+            tokenizer = CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
+        return tokenizer, self._component("text_encoder", CLIPTextModel, torch.float32)
+
+    def release_text_encoder(self) -> None:
+        """Gives its memory back; the next `encode_text` loads it again."""
+        self.__dict__.pop("_text", None)
+
+    def text_fingerprint(self) -> str:
+        """A hash of tokenizer and text encoder: changes exactly when embeddings of a text may change."""
+        if self.single_file:
+            return files.fingerprint_file(self.single_file)
+        return files.fingerprint(self.source, ("tokenizer", "text_encoder"))
+
+    # --- loading
+    # ----------------------------------------------------------------------------------------------
+
+    def _component(self, name: str, cls: type, dtype: torch.dtype) -> Any:
+        """One part with its weights, frozen, on the device. Raises UserError when the weights do not fit."""
+        with _quiet(), _loading(self.single_file or self.source / name):
+            if self.single_file:
+                model = self._from_single_file(name, cls).to(dtype)
+            else:
+                argument = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+                model, report = cls.from_pretrained(
+                    self.source / name,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **{argument: dtype},
+                )
+                _check_report(self.source / name, report)
+            return model.to(self.device).eval().requires_grad_(False)
+
+    def _from_single_file(self, name: str, cls: type) -> Any:
+        """One part of a checkpoint in the original layout."""
+        where = {"config": str(self.configs), "local_files_only": True}
+        if name != "text_encoder":
+            return cls.from_single_file(str(self.single_file), subfolder=name, **where)
+        from diffusers import StableDiffusionPipeline
+
+        # only pipelines know how to convert a text encoder
+        return StableDiffusionPipeline.from_single_file(
+            str(self.single_file), unet=None, vae=None, safety_checker=None, **where
+        ).text_encoder
+
+    def _check_sizes(self, unet: dict) -> None:
+        """UNet, VAE, text encoder and card must agree on sizes."""
+        vae = files.read_config(self.configs, "vae")
+        text = files.read_config(self.configs, "text_encoder")
+        where = f"The prior {self.card.name!r} ({self.source})"
+        if vae.get("latent_channels", 4) != self.latent_channels:
+            raise UserError(
+                f"{where} does not fit together: its UNet reads {self.latent_channels} latent channels, "
+                f"its VAE writes {vae.get('latent_channels', 4)}. Were its parts copied from two models?"
+            )
+        width = unet.get("cross_attention_dim", 1280)
+        if text.get("hidden_size", 512) != width:
+            raise UserError(
+                f"{where} does not fit together: its UNet reads embeddings of width {width}, its text "
+                f"encoder writes {text.get('hidden_size', 512)}. Were its parts copied from two models?"
+            )
+        size = self.card.image_size // files.downscaling(vae)
+        if size != self.card.latent_size:
+            raise UserError(
+                f"The card of prior {self.card.name!r} says image_size {self.card.image_size} and "
+                f"latent_size {self.card.latent_size}, but its VAE makes {size} of that. Correct the card."
+            )
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The torch dtype of a card's or config's choice on a device.
+
+    auto is float16 on CUDA; on a CPU bfloat16 if it has instructions for it (measured on one that has: UNet
+    1.9 and VAE 3.8 times as fast as float32), else float32.
+
+    Raises:
+        UserError: an unknown name, or float16 without CUDA.
+    """
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    check_choice("dtype", dtype, DTYPES)
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+    if dtype == "float16" and device.type != "cuda":
+        raise UserError(
+            f"dtype float16 needs CUDA, and the prior is on {device}. Use auto, bfloat16 or float32."
+        )
+    return getattr(torch, dtype)
+
+
+def _cpu_has_bfloat16() -> bool:
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def _find_source(card: Card) -> Path:
+    """The folder or file with the weights, fetched from the hub if need be, and whole."""
+    path = Path(card.path).expanduser()
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"The prior {card.name!r} is not at {path}. Correct its path.")
+        files.check_safetensors(path, path)
+        return path
+    from_hub = is_hub_id(card.path) and not path.is_dir()
+    source = files.fetch(card.path, weights=True) if from_hub else path
+    files.check_folder(source)
+    return source
+
+
+def _config_folder(card: Card) -> Path:
+    """Where a single file's configs and tokenizer are."""
+    if card.config is None:
+        raise UserError(
+            f"The card of prior {card.name!r} names a single file; it must also say `config:`, a folder or "
+            "hub id with the configs and the tokenizer of the same architecture."
+        )
+    path = Path(card.config).expanduser()
+    return path if path.is_dir() else files.fetch(card.config, weights=False)
+
+
+def _check_report(folder: Path, report: dict) -> None:
+    """Nothing that the architecture needs may be missing from the weights."""
+    wrong = [
+        key for kind in ("missing_keys", "mismatched_keys", "error_msgs") for key in report.get(kind, ())
+    ]
+    wrong = [str(key) for key in wrong if "position_ids" not in str(key)]
+    if wrong:
+        listed = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise UserError(
+            f"The weights in {folder} do not fit its config.json: {listed} missing or of another shape. "
+            "The two are from different models, or the file was not written to its end."
+        )
+
+
+@contextlib.contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Turns what diffusers and transformers raise about bad files into one message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} cannot be loaded: its weights or tokenizer do not fit its config, or a file is damaged. "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, advice or reports from the model libraries while loading."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    before = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
+    bars = [library.is_progress_bar_enabled() for library, _ in before]
+    root_level = logging.getLogger("huggingface_hub").level
+    try:
+        for library, _ in before:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        yield
+    finally:
+        for (library, verbosity), bar in zip(before, bars, strict=True):
+            library.set_verbosity(verbosity)
+            if bar:
+                library.enable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(root_level)

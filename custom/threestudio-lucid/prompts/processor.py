@@ -1,0 +1,307 @@
+"""The prompt processor: one prompt in, text embeddings for any view out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.base import BaseObject
+
+from ..errors import UserError, check_choice, check_range
+from ..guidance.combine import Conditioning
+from ..guidance.prior import Prior
+from ..guidance.vocabulary import check_words, normalise
+from . import view
+
+BLENDS = ("linear", "nearest")
+
+
+@dataclass
+class ViewPrompts:
+    """Text embeddings of a prompt, ready for any batch of views. Tensors [T, D] unless noted.
+
+    Takes the place of threestudio's PromptProcessorOutput: the two methods that its guidances call are here,
+    with its order of the batch.
+
+    plain, negative, inverse: the prompt without view words, the negative prompt, the inversion's text.
+    views: [4, T, D], the prompt as seen from `view.VIEWS`.
+    prior_path: of the prior that made them.
+    prompts: the texts behind the embeddings, by name.
+    """
+
+    plain: Tensor
+    negative: Tensor
+    inverse: Tensor
+    views: Tensor
+    prior_path: str
+    prompts: dict[str, str]
+    use_perp_neg: bool = False
+    view_dependent: bool = True
+    blend: str = "linear"
+    front_threshold: float = 45.0
+    back_threshold: float = 45.0
+    overhead_threshold: Optional[float] = None
+    perp_neg_weight: float = -2.0
+    perp_neg_front_decay: float = 2.0
+    perp_neg_side_decay: float = 10.0
+
+    def embeddings_for(
+        self, elevation: Tensor, azimuth: Tensor, view_dependent_prompting: bool = True
+    ) -> Conditioning:
+        """Embeddings of B views.
+
+        Args:
+            elevation, azimuth: [B], degrees; azimuth 0 is the front.
+            view_dependent_prompting: False: the plain prompt from everywhere, and no Perp-Neg.
+        """
+        batch = len(azimuth)
+        uncond, inverse = (e.expand(batch, -1, -1) for e in (self.negative, self.inverse))
+        if not (self.view_dependent and view_dependent_prompting):
+            return Conditioning(self.plain.expand(batch, -1, -1), uncond, inverse)
+
+        elevation, azimuth = elevation.to(self.views), azimuth.to(self.views)
+        if self.blend == "linear":
+            weights = view.linear_weights(azimuth)
+        else:
+            weights = view.nearest_weights(azimuth, self.front_threshold, self.back_threshold)
+        if self.overhead_threshold is not None:
+            weights = view.with_overhead(weights, elevation, self.overhead_threshold)
+        text = torch.einsum("bv,vtd->btd", weights, self.views)
+        if not self.use_perp_neg:
+            return Conditioning(text, uncond, inverse)
+
+        away = view.perp_neg_weights(
+            azimuth, self.perp_neg_weight, self.perp_neg_front_decay, self.perp_neg_side_decay
+        )
+        # seen from above there is no wrong side to be kept away from
+        away = away * (1.0 - weights[:, view.VIEWS.index("overhead")])
+        negatives = self.views[:2].unsqueeze(1).expand(-1, batch, -1, -1)  # front, side
+        return Conditioning(text, uncond, inverse, negatives, away)
+
+    # --- as threestudio's guidances call it
+    # --------------------------------------------------------------------
+
+    def get_text_embeddings(
+        self,
+        elevation: Tensor,
+        azimuth: Tensor,
+        camera_distances: Tensor,
+        view_dependent_prompting: bool = True,
+    ) -> Tensor:
+        """[2 B, T, D]: the B texts, then the B negative prompts."""
+        cond = self.embeddings_for(elevation, azimuth, view_dependent_prompting)
+        return torch.cat([cond.text, cond.uncond])
+
+    def get_text_embeddings_perp_neg(
+        self,
+        elevation: Tensor,
+        azimuth: Tensor,
+        camera_distances: Tensor,
+        view_dependent_prompting: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """[4 B, T, D]: B texts, B unconditional, 2 B negatives (two per view, together); and weights [B, "
+        "2]."""
+        if not view_dependent_prompting:
+            raise UserError("Perp-Neg needs view-dependent prompts: set view_dependent_prompting=true.")
+        cond = self.embeddings_for(elevation, azimuth)
+        if cond.negatives is None:
+            raise UserError("Perp-Neg is asked for but off: set system.prompt_processor.use_perp_neg=true.")
+        negatives = cond.negatives.transpose(0, 1).flatten(0, 1)
+        return torch.cat([cond.text, cond.uncond, negatives]), cond.weights.T
+
+    @property
+    def prompt(self) -> str:
+        return self.prompts["plain"]
+
+    @property
+    def text_embeddings(self) -> Tensor:
+        """[1, T, D]."""
+        return self.plain.unsqueeze(0)
+
+    @property
+    def uncond_text_embeddings(self) -> Tensor:
+        """[1, T, D]."""
+        return self.negative.unsqueeze(0)
+
+    @property
+    def text_embeddings_vd(self) -> Tensor:
+        """[4, T, D] in threestudio's order: side, front, back, overhead."""
+        return self.views[[1, 0, 2, 3]]
+
+    @property
+    def uncond_text_embeddings_vd(self) -> Tensor:
+        """[4, T, D]."""
+        return self.negative.expand(4, -1, -1)
+
+
+@threestudio.register("lucid-prompt-processor")
+class LucidPromptProcessor(BaseObject):
+    """Encodes a prompt and its view-dependent forms with the text encoder of the prior.
+
+    Call it for the `ViewPrompts`. Embeddings are kept on disk under a hash of what makes them (the files of
+    the text encoder and the text), so the text encoder is loaded only for texts it has not seen.
+    """
+
+    @dataclass
+    class Config(BaseObject.Config):
+        prior: str = "auto"
+        """Whose text encoder; the same as the guidance's."""
+        prompt: str = ""
+        """What to make."""
+        negative_prompt: str = ""
+        """What guidance moves away from."""
+        inverse_text: str = ""
+        """What the inversion is conditioned on; empty as released."""
+        view_dependent: bool = True
+        """Add ", front view" and so on to the prompt, by azimuth."""
+        view_blend: str = "linear"
+        """linear: blend the embeddings by azimuth, as released; nearest: one of them, by threestudio's "
+        "rule."""
+        front_threshold: float = 45.0
+        """With nearest: front within so many degrees of azimuth 0."""
+        back_threshold: float = 45.0
+        """With nearest: back within so many degrees of azimuth 180."""
+        overhead_threshold: Optional[float] = None
+        """Elevation in degrees above which it is ", overhead view"; null: never, as released."""
+        prompt_front: Optional[str] = None
+        """The whole text of the front view, in place of the prompt with ", front view"."""
+        prompt_side: Optional[str] = None
+        """The same for the side."""
+        prompt_back: Optional[str] = None
+        """The same for the back."""
+        prompt_overhead: Optional[str] = None
+        """The same from above."""
+        use_perp_neg: bool = False
+        """Perp-Neg: keep away from the front and side texts where they would make a second face."""
+        perp_neg_weight: float = -2.0
+        """Weight of its negative prompts; not above 0."""
+        perp_neg_front_decay: float = 2.0
+        """How fast the front's weight fades towards the front."""
+        perp_neg_side_decay: float = 10.0
+        """How fast the side's weight fades away from the side."""
+        use_cache: bool = True
+        """Read embeddings from the disk, and write them."""
+        cache_dir: str = ".threestudio_cache/text_embeddings"
+        """Where."""
+
+    cfg: Config
+
+    def configure(self) -> None:
+        self._check_config()
+        self.prior = Prior.load(self.cfg.prior, self.device)
+        self.prompts = self._texts()
+        for field, text in self._given().items():
+            check_words(text, self.prior.card, where=f"system.prompt_processor.{field}")
+        texts = list(dict.fromkeys(self.prompts.values()))
+        found = dict(zip(texts, self._encode(texts), strict=True))
+        embeddings = {name: found[text] for name, text in self.prompts.items()}
+        self._output = ViewPrompts(
+            plain=embeddings["plain"],
+            negative=embeddings["negative"],
+            inverse=embeddings["inverse"],
+            views=torch.stack([embeddings[name] for name in view.VIEWS]),
+            prior_path=self.prior.card.path,
+            prompts=self.prompts,
+            use_perp_neg=self.cfg.use_perp_neg,
+            view_dependent=self.cfg.view_dependent,
+            blend=self.cfg.view_blend,
+            front_threshold=self.cfg.front_threshold,
+            back_threshold=self.cfg.back_threshold,
+            overhead_threshold=self.cfg.overhead_threshold,
+            perp_neg_weight=self.cfg.perp_neg_weight,
+            perp_neg_front_decay=self.cfg.perp_neg_front_decay,
+            perp_neg_side_decay=self.cfg.perp_neg_side_decay,
+        )
+        threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
+
+    def __call__(self) -> ViewPrompts:
+        return self._output
+
+    # --- texts
+    # ------------------------------------------------------------------------------------------------
+
+    def _check_config(self) -> None:
+        where = "system.prompt_processor."
+        check_choice(where + "view_blend", self.cfg.view_blend, BLENDS)
+        check_range(where + "front_threshold", self.cfg.front_threshold, 0.0, 180.0)
+        check_range(where + "back_threshold", self.cfg.back_threshold, 0.0, 180.0)
+        check_range(where + "perp_neg_weight", self.cfg.perp_neg_weight, high=0.0)
+        if self.cfg.overhead_threshold is not None:
+            check_range(where + "overhead_threshold", self.cfg.overhead_threshold, -90.0, 90.0)
+        if not self.cfg.prompt.strip():
+            raise UserError('There is no prompt: add system.prompt_processor.prompt="a hamburger".')
+        if self.cfg.use_perp_neg and not self.cfg.view_dependent:
+            raise UserError(where + "use_perp_neg needs view_dependent prompts: set view_dependent=true.")
+
+    def _given(self) -> dict[str, str]:
+        """The texts of the config, by field."""
+        fields = ["prompt", "negative_prompt", "inverse_text", *(f"prompt_{name}" for name in view.VIEWS)]
+        return {name: getattr(self.cfg, name) for name in fields if getattr(self.cfg, name)}
+
+    def _texts(self) -> dict[str, str]:
+        """What is encoded, by name: plain, negative, inverse, front, side, back, overhead."""
+        card = self.prior.card
+        plain = normalise(self.cfg.prompt, card)
+        texts = {"plain": plain}
+        texts["negative"] = normalise(self.cfg.negative_prompt, card)
+        texts["inverse"] = normalise(self.cfg.inverse_text, card)
+        for name in view.VIEWS:
+            own = getattr(self.cfg, f"prompt_{name}")
+            texts[name] = f"{plain}, {name} view" if own is None else normalise(own, card)
+        return texts
+
+    # --- embeddings
+    # -------------------------------------------------------------------------------------------
+
+    def _encode(self, texts: list[str]) -> list[Tensor]:
+        """Embeddings [T, D] on the device, from the cache as far as it has them."""
+        key = self.prior.text_fingerprint() if self.cfg.use_cache else ""
+        files = [Path(self.cfg.cache_dir) / cache_name(key, text) for text in texts]
+        found = [read_embedding(file) if self.cfg.use_cache else None for file in files]
+        missing = [i for i, embedding in enumerate(found) if embedding is None]
+        if missing:
+            fresh = self.prior.encode_text([texts[i] for i in missing]).cpu()
+            self.prior.release_text_encoder()
+            for i, embedding in zip(missing, fresh, strict=True):
+                found[i] = embedding
+                if self.cfg.use_cache:
+                    write_embedding(files[i], embedding)
+        return [embedding.to(self.device) for embedding in found]
+
+
+def cache_name(key: str, text: str) -> str:
+    """File name of a text's embedding: a hash of the model's fingerprint and the text."""
+    return hashlib.blake2b(f"{key}\0{text}".encode(), digest_size=16).hexdigest() + ".safetensors"
+
+
+def read_embedding(file: Path) -> Tensor | None:
+    """The embedding [T, D] in a cache file; None when there is none, or when the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        embedding = load(file.read_bytes())["embedding"]
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return embedding if embedding.ndim == 2 and bool(embedding.isfinite().all()) else None
+
+
+def write_embedding(file: Path, embedding: Tensor) -> None:
+    """Under a name of its own first, so that nobody reads half a file. A cache that cannot be written is "
+    "no error."""
+    from safetensors.torch import save
+
+    part = file.with_suffix(f".{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(save({"embedding": embedding.contiguous()}))
+        part.replace(file)
+    except OSError as error:
+        threestudio.warn(f"Text embeddings are not kept: {file.parent} cannot be written ({error}).")
