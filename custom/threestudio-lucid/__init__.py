@@ -16,7 +16,13 @@ __version__ = "0.1.0"
 _NAME = "threestudio_lucid"
 
 # The files that define registered classes, and are the only ones to import threestudio.
-_REGISTERING: tuple[str, ...] = ()
+_REGISTERING = (
+    "data.cameras",
+    "gaussians.geometry",
+    "renderers.gaussian",
+    "systems.lucid_dreamer",
+    "exporters.ply",
+)
 
 
 def _under_its_own_name() -> None:
@@ -45,6 +51,8 @@ def _has_threestudio() -> bool:
 if __name__ != _NAME:
     _under_its_own_name()
 else:
+    for _module in ("guidance.cards", "recipe"):
+        importlib.import_module(f".{_module}", __name__).register_resolvers()
     if _has_threestudio():
         importlib.import_module("threestudio")
         for _module in _REGISTERING:

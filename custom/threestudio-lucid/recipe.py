@@ -1,0 +1,159 @@
+"""Recipes: what a 3D run takes besides the prior's card, so that one config serves every prior.
+
+Configs read them, and the length of the run, through resolvers:
+
+    ${recipe:steps}             a value of the recipe of system.guidance.prior
+    ${part:0.6}                 this part of trainer.max_steps, a whole number of steps
+    ${ramp:${recipe:lr_means}}  the schedule [0, v0, v1, trainer.max_steps] of a pair; a number stays one
+    ${even:4}                   steps between things that happen about 4 times a run, the last at its end
+
+`PUBLISHED` holds LucidDreamer's numbers, for Stable Diffusion at 512 pixels. A prior that wants others has a
+recipe.yaml beside its weights, as the bundled one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UserError, closest
+from .guidance.cards import find_card
+
+PUBLISHED: dict[str, Any] = {
+    # length of the run, and cameras a step
+    "steps": 5000,
+    "batch_size": 4,
+    # size of the object and of the cloud; world units
+    "init_radius": 0.5,
+    "capacity": 1_000_000,
+    # learning rates: one number, or first and last (geometric in between)
+    "lr_means": [5.6e-4, 5.6e-6],
+    "lr_quats": [1e-3, 2e-4],
+    "lr_scales": [5e-3, 1e-3],
+    "lr_opacities": 0.05,
+    "lr_sh_dc": [5e-3, 3e-3],
+    "adam_betas": [0.9, 0.999],
+    # cameras: degrees and world units; every `relax_every` steps the ends of ranges are multiplied by
+    # `relax`, up to `relax_limits`
+    "elevation": [-15.0, 45.0],
+    "azimuth": [-180.0, 180.0],
+    "distance": [5.2, 5.5],
+    "fovy": [18.335, 34.377],
+    "camera_perturb": 0.025,
+    "center_perturb": 0.05,
+    "up_perturb": 0.01,
+    "even_azimuth": False,
+    "relax_every": 500,
+    "relax": {"camera_distance": [0.95, 0.95], "fovy": [0.75, 1.1]},
+    "relax_limits": {"camera_distance": [3.5, 5.0], "fovy": [9.167, 34.377]},
+    # how pictures of the result are taken
+    "eval_size": 512,
+    "eval_elevation": 15.0,
+    "eval_distance": 3.5,
+    "eval_fovy": 31.513,
+    # score distillation
+    "delta_t": 50,
+    "delta_t_start": 100,
+    "delta_s": 200,
+    "grad_scale": 0.1,
+    "warmup": 0.3,
+    # what is shown, and how it is disturbed
+    "as_latent_ratio": 0.2,
+    "bg_aug_ratio": 0.66,
+    "scale_noise": 0.1118,
+    # regularisers
+    "lambda_tv": 1.0,
+    "lambda_scale": 1.0,
+    # density control; from, until and the intervals are parts of the run
+    "density_start": 0.02,
+    "density_until": 0.6,
+    "density_every": 0.02,
+    "reset_every": 0.06,
+    "grad_threshold": 7.5e-4,
+    "clone_scale": 0.0105,
+    "prune_opacity": 0.005,
+    "prune_scale": 0.35,
+}
+
+
+def find_recipe(prior: str) -> dict[str, Any]:
+    """The recipe of a prior, by any of the ways to name one: its recipe.yaml over the published numbers.
+
+    Raises:
+        UserError: no such prior, or an unknown key in its recipe.yaml.
+    """
+    file = Path(find_card(prior).path) / "recipe.yaml"
+    if not file.is_file():
+        return dict(PUBLISHED)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The recipe {file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"The recipe {file} must be a mapping of keys to values.")
+    for key in content:
+        _check_key(key, f"The recipe {file}")
+    return PUBLISHED | content
+
+
+def part(fraction: float, max_steps: int) -> int:
+    """A part of the run in whole steps, at least 1 unless the part is 0.
+
+    >>> part(0.3, 600), part(0.0001, 600), part(0, 600)
+    (180, 1, 0)
+    """
+    return max(round(fraction * max_steps), 1) if fraction > 0 else 0
+
+
+def ramp(value: float | Sequence[float], max_steps: int) -> float | list[float]:
+    """[v0, v1] as a schedule over the whole run.
+
+    >>> ramp([1.0, 0.1], 600), ramp(0.5, 600)
+    ([0, 1.0, 0.1, 600], 0.5)
+    """
+    if isinstance(value, int | float):
+        return value
+    first, last = value
+    return [0, first, last, max_steps]
+
+
+def even(times: int, max_steps: int) -> int:
+    """The smallest interval that divides the run and makes at most `times` parts of it.
+
+    >>> even(4, 600), even(4, 602), even(4, 601)
+    (150, 301, 601)
+    """
+    smallest = -(-max_steps // max(int(times), 1))
+    return next(n for n in range(smallest, max_steps + 1) if max_steps % n == 0)
+
+
+def register_resolvers() -> None:
+    """Makes the resolvers above work in OmegaConf configs; may be called again."""
+    from omegaconf import OmegaConf
+
+    def recipe_of(key: str, *, _root_: Any) -> Any:
+        recipe = find_recipe(str(_root_.system.guidance.prior))
+        _check_key(key, "recipe")
+        return recipe[key]
+
+    resolvers = {
+        "recipe": recipe_of,
+        "part": lambda fraction, *, _root_: part(float(fraction), _root_.trainer.max_steps),
+        "ramp": lambda value, *, _root_: ramp(value, _root_.trainer.max_steps),
+        "even": lambda times, *, _root_: even(times, _root_.trainer.max_steps),
+    }
+    # omegaconf 2.4 has a new name for it and warns of the old one, which is all that 2.3 has
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    for name, resolver in resolvers.items():
+        register(name, resolver, replace=True)
+
+
+def _check_key(key: Any, where: str) -> None:
+    if key in PUBLISHED:
+        return
+    near = closest(str(key), PUBLISHED)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{where} has no key {key!r}.{hint} Keys: {', '.join(PUBLISHED)}.")

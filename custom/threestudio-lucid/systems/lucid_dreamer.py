@@ -1,0 +1,356 @@
+"""`lucid-dreamer-system`: text to 3D Gaussians by score distillation, LucidDreamer's training loop.
+
+One step, numbered from 1:
+
+    1. learning rates of the step
+    2. render the batch's views, with augmentations; now and then show the prior disparity instead of colours
+    3. the guidance's gradient on the pictures, and the regularisers, back to the Gaussians
+    4. clone, split, prune, reset opacities
+    5. Adam
+
+All that is random is drawn from a function of (seed, rank, step), and all that a step leaves behind is in the
+checkpoint: parameters and number of Gaussians, density statistics, Adam's moments, the running record. So a
+    run that was interrupted ends like one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import threestudio
+from threestudio.systems.base import BaseLift3DSystem
+from threestudio.utils.config import parse_structured
+from threestudio.utils.misc import get_rank
+
+from ..data.cameras import view_batch
+from ..data.orbit import circle
+from ..errors import UserError, check_range
+from ..gaussians.cloud import moments_of
+from ..gaussians.density import DensityReport
+from ..gaussians.ply import write_ply
+from ..seeding import generator
+from . import density as timetable
+from .density import DensityConfig
+from .record import Record
+from .regularizers import total_variation
+from .sheet import azimuth_label, contact_sheet
+
+# How many steps in a row may lack finite gradients before a run gives up.
+PATIENCE = 10
+
+
+@threestudio.register("lucid-dreamer-system")
+class LucidDreamerSystem(BaseLift3DSystem):
+    """Optimises `lucid-gaussian-splatting` through any guidance that takes pictures and prompts."""
+
+    @dataclass
+    class Config(BaseLift3DSystem.Config):
+        seed: int = 0
+        """Seed of augmentations and density control."""
+        accumulate: int = 1
+        """Render and score each batch in so many parts, one after the other: the same step in less memory."""
+        as_latent_ratio: float = 0.2
+        """How often the prior is shown disparity, as a grey picture, instead of colours."""
+        adam_betas: Any = field(default_factory=lambda: [0.9, 0.999])
+        """Decay of Adam's moments."""
+        adam_eps: float = 1e-15
+        """Adam's epsilon; small, so that steps do not depend on the scale of the loss."""
+        density: dict = field(default_factory=dict)
+        """Density control, see systems/density.py."""
+        sheet_views: int = 8
+        """Views on the contact sheet."""
+
+        def __post_init__(self) -> None:
+            getattr(super(), "__post_init__", lambda: None)()
+            check_range("accumulate", self.accumulate, 1)
+            check_range("as_latent_ratio", self.as_latent_ratio, 0.0, 1.0)
+            check_range("sheet_views", self.sheet_views, 1)
+            if self.optimizer:
+                raise UserError(
+                    "system.optimizer is not read by lucid-dreamer-system: learning rates are lr_means, "
+                    "lr_scales, ... of system.geometry; the optimizer is Adam with adam_betas and adam_eps."
+                )
+
+    cfg: Config
+
+    # ---- construction
+    # ----------------------------------------------------------------------------------------
+
+    def configure(self) -> None:
+        super().configure()
+        # Several backward passes and density control make one step, so Lightning cannot call the optimizer.
+        self.automatic_optimization = False
+        self.density: DensityConfig = parse_structured(DensityConfig, self.cfg.density)
+        self.record = Record()
+        self._faults = 0
+        self._full = False
+        self._files: dict[str, str] = {}
+        self._test_camera: dict[str, float] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
+        )
+
+    def on_fit_start(self) -> None:
+        """The prompt first, which is quick to check; then the prior. Nothing has been written yet."""
+        super().on_fit_start()
+        self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
+        self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
+        self.prompt_utils = self.prompt_processor()
+
+    # ---- checkpoints
+    # -----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lucid_record"] = self.record.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        means = checkpoint["state_dict"].get("geometry.cloud.means")
+        if means is None:
+            raise UserError("The checkpoint holds no Gaussians: it was made by another system.")
+        if len(means) != self.geometry.cloud.capacity:
+            raise UserError(
+                f"The checkpoint has room for {len(means)} Gaussians, this config for "
+                f"{self.geometry.cloud.capacity}. Use the run's own configs/parsed.yaml, or "
+                f"system.geometry.capacity={len(means)}."
+            )
+        self.record = Record.from_state(checkpoint.get("lucid_record", {}))
+
+    # ---- one step
+    # --------------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Any], draw: torch.Generator | None = None) -> dict[str, Any]:
+        return self.renderer(**batch, generator=draw)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        step = self.true_global_step
+        optimizer = self.optimizers()
+        rates = self.geometry.learning_rates(self.true_current_epoch, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+
+        draw = generator(self.cfg.seed, "training", get_rank(), step, device=batch["c2w"].device)
+        show_disparity = self._chance(self.cfg.as_latent_ratio, "as latent", step)
+        logs: dict[str, Tensor] = {}
+        rendered = []
+        for part in split_batch(batch, self.cfg.accumulate):
+            out = self(part, draw)
+            loss, values = self._loss(out, part, show_disparity)
+            self.manual_backward(loss / self.cfg.accumulate)
+            rendered.append((out["screen"], part["width"], part["height"]))
+            for name, value in values.items():
+                logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
+
+        if self._gradients_are_finite(step):
+            self._control_density(optimizer, rendered, step + 1)
+            self.record.update(logs)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        logs["gaussians"] = self.geometry.cloud.n.float()
+        self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
+
+    def _loss(
+        self, out: dict[str, Any], batch: dict[str, Any], show_disparity: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every value for the log."""
+        image = out["disparity"].expand_as(out["comp_rgb"]) if show_disparity else out["comp_rgb"]
+        guided = self.guidance(image, self.prompt_utils, **batch, rgb_as_latents=False)
+        losses = {name: value for name, value in guided.items() if name.startswith("loss_")}
+        losses["loss_tv"] = total_variation(out["comp_rgb"]) + total_variation(out["disparity"])
+        losses["loss_scale"] = out["scales"].mean()
+        total = sum(value * self.C(self._weight(name)) for name, value in losses.items())
+        scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
+        values = {**scalars, **losses, "loss": total}
+        return total, {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
+
+    def _weight(self, loss: str) -> Any:
+        key = loss.replace("loss_", "lambda_", 1)
+        if key not in self.cfg.loss:
+            raise UserError(f"system.loss.{key} is missing: it weighs {loss} (0 leaves it out).")
+        return self.cfg.loss[key]
+
+    def _chance(self, probability: float, purpose: str, step: int) -> bool:
+        return torch.rand((), generator=generator(self.cfg.seed, purpose, step)).item() < probability
+
+    def _gradients_are_finite(self, step: int) -> bool:
+        """Whether this step may move anything; otherwise its gradients are dropped.
+
+        Raises:
+            UserError: `PATIENCE` such steps in a row.
+        """
+        grads = [p.grad for p in self.geometry.parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(grad).all()) for grad in grads):
+            self._faults = 0
+            return True
+        self._faults += 1
+        self.zero_grad(set_to_none=True)
+        threestudio.warn(f"Step {step + 1}: gradients are not finite; the step is left out.")
+        if self._faults >= PATIENCE:
+            raise UserError(
+                f"{PATIENCE} steps in a row had no finite gradients, the last of them step {step + 1}. "
+                "Lower the learning rates or guidance_scale, or use float32: system.guidance.dtype=float32."
+            )
+        return False
+
+    # ---- density control
+    # -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _control_density(self, optimizer: Any, rendered: list, step: int) -> None:
+        """Gathers statistics and, when it is time, edits the cloud. `step` counts from 1."""
+        if timetable.gathers(self.density, step):
+            self._gather(rendered)
+        cloud = self.geometry.cloud
+        moments = moments_of(optimizer, cloud.params)
+        if timetable.refines(self.density, step):
+            self._sum_over_processes(cloud.grad_sum, cloud.grad_count)
+            draw = generator(self.cfg.seed, "density", step)
+            self._report(self.geometry.refine(moments, timetable.rules(self.density, step), draw), step)
+            # Gradients belong to the rows as they were: as in the released code, Adam skips this step.
+            for p in cloud.params.values():
+                p.grad = None
+        if timetable.resets(self.density, step):
+            self.geometry.reset_opacity(moments, self.density.reset_opacity)
+            cloud.logit_opacities.grad = None
+
+    def _gather(self, rendered: list) -> None:
+        views = [(*screen, width, height) for screens, width, height in rendered for screen in screens]
+        if self.density.last_view_only:
+            means2d, radii, width, height = views[-1]
+            self.geometry.gather_density(means2d.grad[-1:], radii[-1:], width, height)
+            return
+        for means2d, radii, width, height in views:
+            self.geometry.gather_density(means2d.grad, radii, width, height)
+
+    def _sum_over_processes(self, *tensors: Tensor) -> None:
+        """Several GPUs must agree on what to clone."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def _report(self, report: DensityReport, step: int) -> None:
+        self.record.count(report)
+        if report.n == 0:
+            raise UserError(
+                f"No Gaussian is left after step {step}: all fell below density.prune_opacity or above "
+                "density.prune_scale. Lower the one, raise the other, or lower the learning rates."
+            )
+        if report.refused and not self._full:
+            self._full = True
+            threestudio.info(
+                f"Step {step}: the cloud is full with {report.n} Gaussians, so only those with the largest "
+                "gradients multiply from now on. More room: system.geometry.capacity."
+            )
+
+    # ---- validation and test
+    # ---------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        out = self(batch)
+        step, index = self.true_global_step, int(batch["index"][0])
+        cells = [
+            {"type": "rgb", "img": out["comp_rgb"][0], "kwargs": {"data_format": "HWC"}},
+            {"type": "grayscale", "img": out["disparity"][0, :, :, 0], "kwargs": {"cmap": None}},
+            {"type": "grayscale", "img": out["opacity"][0, :, :, 0], "kwargs": {"cmap": None}},
+        ]
+        for cell in cells[1:]:
+            cell["kwargs"]["data_range"] = (0, 1)
+        self.save_image_grid(f"it{step}-{index}.png", cells, name="validation_step", step=step)
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        out = self(batch)
+        step, index = self.true_global_step, int(batch["index"][0])
+        self.save_rgb_image(f"it{step}-test/{index}.png", out["comp_rgb"][0], name="test_step", step=step)
+        if not self._test_camera:
+            keys = ("elevation", "camera_distances", "fovy")
+            self._test_camera = {key: float(batch[key][0]) for key in keys}
+            self._test_camera |= {key: int(batch[key]) for key in ("height", "width")}
+
+    def on_test_epoch_end(self) -> None:
+        step = self.true_global_step
+        name = f"it{step}-test"
+        self._files["turntable"] = self.save_img_sequence(
+            name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=step
+        )
+        self._files["views"] = self._save_sheet(step)
+        self._files["asset"] = str(write_ply(self.get_save_path(f"it{step}.ply"), self.geometry.gaussians))
+        self._files["metrics"] = self.save_json(f"it{step}-metrics.json", self.metrics())
+
+    @torch.no_grad()
+    def _save_sheet(self, step: int) -> str:
+        """Views at even azimuths, each as a picture of its own, and all on one sheet."""
+        camera = self._test_camera
+        cameras = circle(
+            self.cfg.sheet_views,
+            camera["elevation"],
+            camera["camera_distances"],
+            torch.rad2deg(torch.tensor(camera["fovy"])).item(),
+        )
+        views = view_batch(cameras, camera["height"], camera["width"])
+        views = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in views.items()}
+        pictures = torch.cat([self(part)["comp_rgb"] for part in split_batch(views, self.cfg.sheet_views)])
+        azimuths = cameras.azimuth.tolist()
+        for azimuth, picture in zip(azimuths, pictures, strict=True):
+            self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
+        sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
+        return self.save_image(f"it{step}-views.png", sheet)
+
+    def metrics(self) -> dict[str, Any]:
+        """What the run came to; the same for the same config and seed on the same machine."""
+        cloud = self.geometry.cloud
+        return {
+            "prompt": self._prompt(),
+            "guidance": self.cfg.guidance_type,
+            "prior": _prior_name(self.cfg.guidance),
+            "seed": self.cfg.seed,
+            "steps": self.true_global_step,
+            "gaussians": len(cloud),
+            "capacity": cloud.capacity,
+            **self.record.summary(),
+        }
+
+    def summary_files(self) -> dict[str, str]:
+        """The files worth naming when the run ends."""
+        return dict(self._files)
+
+    def _prompt(self) -> str:
+        return str(self.cfg.prompt_processor.get("prompt", ""))
+
+
+def split_batch(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
+    """A batch of B views as `parts` batches of B / parts; what has no batch dimension goes to each.
+
+    Raises:
+        UserError: `parts` does not divide B.
+    """
+    n = len(batch["c2w"])
+    if n % parts:
+        raise UserError(f"system.accumulate={parts} does not divide data.batch_size={n}.")
+    size = n // parts
+    for start in range(0, n, size):
+        yield {
+            key: value[start : start + size] if torch.is_tensor(value) and len(value) == n else value
+            for key, value in batch.items()
+        }
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (torch.is_tensor(value) and value.numel() == 1)
+
+
+def _prior_name(guidance: Any) -> str:
+    """The prior by its card's name, or the model path of one of threestudio's own guidances."""
+    if "prior" in guidance:
+        from ..guidance.cards import find_card
+
+        return find_card(guidance.prior).name
+    return str(guidance.get("pretrained_model_name_or_path", ""))

@@ -1,0 +1,54 @@
+"""What a run remembers of itself, through checkpoints, for its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..gaussians.density import DensityReport
+
+# Running means look back over about this many steps.
+HORIZON = 50
+
+
+@dataclass
+class Record:
+    """Running means of the losses and counts of density control."""
+
+    means: dict[str, float] = field(default_factory=dict)
+    cloned: int = 0
+    split: int = 0
+    pruned: int = 0
+    refused: int = 0
+
+    def update(self, values: Mapping[str, Tensor]) -> None:
+        """Takes in one step's losses; a loss that is new starts its mean."""
+        for name, value in values.items():
+            if name.startswith("loss"):
+                x = float(value)
+                self.means[name] = x if name not in self.means else _towards(self.means[name], x)
+
+    def count(self, report: DensityReport) -> None:
+        """Takes in one round of density control."""
+        for name in ("cloned", "split", "pruned", "refused"):
+            setattr(self, name, getattr(self, name) + getattr(report, name))
+
+    def summary(self) -> dict[str, Any]:
+        """For metrics.json."""
+        counts = {name: getattr(self, name) for name in ("cloned", "split", "pruned", "refused")}
+        return {"density": counts, "losses": dict(sorted(self.means.items()))}
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Record:
+        return cls(**state)
+
+
+def _towards(mean: float, value: float) -> float:
+    return mean + (value - mean) / HORIZON
