@@ -17,6 +17,8 @@ _NAME = "threestudio_lucid"
 
 # The files that define registered classes, and are the only ones to import threestudio.
 _REGISTERING = (
+    "guidance.lucid_guidance",
+    "prompts.processor",
     "data.cameras",
     "gaussians.geometry",
     "renderers.gaussian",

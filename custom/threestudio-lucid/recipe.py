@@ -36,8 +36,8 @@ PUBLISHED: dict[str, Any] = {
     "lr_opacities": 0.05,
     "lr_sh_dc": [5e-3, 3e-3],
     "adam_betas": [0.9, 0.999],
-    # cameras: degrees and world units; every `relax_every` steps the ends of ranges are multiplied by
-    # `relax`, up to `relax_limits`
+    # cameras: degrees and world units; after every `relax_every` part of the run the ends of ranges are
+    # multiplied by `relax`, up to `relax_limits`
     "elevation": [-15.0, 45.0],
     "azimuth": [-180.0, 180.0],
     "distance": [5.2, 5.5],
@@ -46,7 +46,7 @@ PUBLISHED: dict[str, Any] = {
     "center_perturb": 0.05,
     "up_perturb": 0.01,
     "even_azimuth": False,
-    "relax_every": 500,
+    "relax_every": 0.1,
     "relax": {"camera_distance": [0.95, 0.95], "fovy": [0.75, 1.1]},
     "relax_limits": {"camera_distance": [3.5, 5.0], "fovy": [9.167, 34.377]},
     # how pictures of the result are taken
@@ -54,12 +54,16 @@ PUBLISHED: dict[str, Any] = {
     "eval_elevation": 15.0,
     "eval_distance": 3.5,
     "eval_fovy": 31.513,
-    # score distillation
+    # score distillation, and how the prompt follows the view
     "delta_t": 50,
     "delta_t_start": 100,
     "delta_s": 200,
-    "grad_scale": 0.1,
+    "max_step_percent_end": 0.5,
     "warmup": 0.3,
+    "grad_scale": 0.1,
+    "view_blend": "linear",
+    "overhead_threshold": None,
+    "use_perp_neg": False,
     # what is shown, and how it is disturbed
     "as_latent_ratio": 0.2,
     "bg_aug_ratio": 0.66,
