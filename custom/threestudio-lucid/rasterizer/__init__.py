@@ -2,7 +2,7 @@
 
     from threestudio_lucid.rasterizer import rasterize
 
-knows nothing of guidance, of threestudio or of how Gaussians are trained: tensors in, pictures and gradients out.
+knows nothing of guidance, of threestudio or of training: tensors in, pictures and gradients out.
 """
 
 from .api import BACKENDS, Render, rasterize

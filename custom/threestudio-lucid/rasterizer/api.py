@@ -8,6 +8,7 @@ import logging
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +28,10 @@ class Render(NamedTuple):
     Attributes:
         rgb: [B, H, W, 3], the Gaussians' colours over the background.
         alpha: [B, H, W, 1], opacity in [0, 1]: 1 minus the transmittance that is left.
-        depth: [B, H, W, 1], sum_i w_i z_i along the optical axis. Not normalised: divide by alpha for a mean depth.
-        info: `means2d` [B, N, 2], centres in pixels, whose `.grad` after the backward pass is dL/d(pixel position) in
-            each view; `radii` [B, N] int32, in pixels, 0 where a Gaussian shows in no pixel; `depths` [B, N];
-            `conics` [B, N, 3]; `backend`, the name of the back end that ran.
+        depth: [B, H, W, 1], sum_i w_i z_i along the optical axis, not normalised (mean depth: depth / alpha).
+        info: `means2d` [B, N, 2], centres in pixels, whose `.grad` after the backward pass is dL/d(pixel
+            position) in each view; `radii` [B, N] int32, in pixels, 0 where a Gaussian shows in no pixel;
+            `depths` [B, N]; `conics` [B, N, 3]; `backend`, the name of the back end that ran.
     """
 
     rgb: Tensor
@@ -65,7 +66,7 @@ def rasterize(
         quats: [N, 4], rotations (w, x, y, z) of any length > 0.
         scales: [N, 3], standard deviations, world units.
         opacities: [N], in [0, 1].
-        colors: [N, 3], or with `sh_degree` spherical-harmonics coefficients [N, K, 3], K >= (sh_degree + 1)^2.
+        colors: [N, 3], or with `sh_degree` spherical-harmonics coefficients [N, K, 3], K >= (degree + 1)^2.
         viewmats: [B, 4, 4], rigid, world to camera: x right, y down, z forward (OpenCV).
         Ks: [B, 3, 3], intrinsics in pixels; the centre of the top left pixel is (0.5, 0.5).
         width, height: pixels.
@@ -73,23 +74,24 @@ def rasterize(
         background: [3] or [B, 3]; None: black.
         near: Gaussians whose centre is nearer along the optical axis are not drawn.
         eps2d: added to the variances on the image, pixels squared: 0.3 as in 3DGS.
-        backend: "cpu" (compiled, threaded), "reference" (plain PyTorch, slow), "gsplat" (CUDA), or "auto": gsplat for
-            CUDA tensors where it is installed, else cpu.
+        backend: "cpu" (compiled, threaded), "reference" (plain PyTorch, slow), "gsplat" (CUDA), or "auto":
+            gsplat for CUDA tensors where it is installed, else cpu.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype, device or range, or (on the CPU only, where looking is cheap)
-            holds infinities or NaNs.
+        ValueError: an argument has the wrong shape, dtype, device or range, or (on the CPU only, where
+            looking is cheap) holds infinities or NaNs.
         UserError: `backend` is not one of `BACKENDS`, or cannot run here.
 
     Example:
-        >>> gaussian = dict(means=torch.zeros(1, 3), quats=torch.tensor([[1.0, 0, 0, 0]]),
-        ...                 scales=torch.full((1, 3), 0.1), opacities=torch.tensor([0.8]), colors=torch.ones(1, 3))
+        >>> means, quats = torch.zeros(1, 3), torch.tensor([[1.0, 0, 0, 0]])
+        >>> scales, opacities, colors = torch.full((1, 3), 0.1), torch.tensor([0.8]), torch.ones(1, 3)
         >>> viewmats = torch.eye(4)[None].clone()
-        >>> viewmats[:, 2, 3] = 2  # the camera is 2 units away
+        >>> viewmats[:, 2, 3] = 2  # the Gaussian is 2 units in front of the camera
         >>> Ks = torch.tensor([[[20.0, 0, 4.5], [0, 20, 4.5], [0, 0, 1]]])
-        >>> rgb, alpha, depth, info = rasterize(**gaussian, viewmats=viewmats, Ks=Ks, width=9, height=9)
-        >>> alpha[0, 4, 4].item(), depth[0, 4, 4].item()  # the centre of a pixel: opacity, and opacity x distance
-        (0.800..., 1.600...)
+        >>> view = rasterize(means, quats, scales, opacities, colors, viewmats, Ks, width=9, height=9)
+        >>> alpha, depth = view.alpha[0, 4, 4].item(), view.depth[0, 4, 4].item()  # the pixel at its centre
+        >>> print(f"{alpha:.2f} {depth:.2f}")  # the opacity, and opacity times distance
+        0.80 1.60
     """
     name = _choose(backend, means)
     inputs = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "colors": colors}
@@ -149,11 +151,18 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} must be a tensor of floating point numbers, got {kind}.")
         if tensor.device != means.device:
             raise ValueError(f"{name} must be on the device of means, {means.device}, got {tensor.device}.")
-        if tensor.device.type == "cpu" and not torch.isfinite(tensor.detach()).all():
-            bad = int((~torch.isfinite(tensor.detach())).sum())
-            raise ValueError(
-                f"{name} must be finite, got {bad} infinities or NaNs in {tensor.numel()} numbers."
-            )
+        if tensor.device.type == "cpu":
+            bad = tensor.numel() - int(np.count_nonzero(np.isfinite(_values(tensor))))
+            if bad:
+                raise ValueError(
+                    f"{name} must be finite, got {bad} infinities or NaNs of {tensor.numel()} numbers."
+                )
+
+
+def _values(tensor: Tensor) -> np.ndarray:
+    """A CPU tensor for numpy, which does not wake a team of threads for an array this small."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 def _check_shapes(
@@ -194,10 +203,9 @@ def _check_shapes(
                 f"colors must hold at least {(sh_degree + 1) ** 2} coefficients per Gaussian for "
                 f"sh_degree={sh_degree}, got {colors.shape[1]}."
             )
-    if background is not None and tuple(background.shape) not in ((3,), (1, 3), (len(viewmats), 3)):
-        raise ValueError(
-            f"background must have the shape [3] or [{len(viewmats)}, 3], got {list(background.shape)}."
-        )
+    if background is not None and tuple(background.shape) not in ((3,), (len(viewmats), 3)):
+        shape = list(background.shape)
+        raise ValueError(f"background must have the shape [3] or [{len(viewmats)}, 3], got {shape}.")
 
 
 def _check_numbers(width: int, height: int, near: float, eps2d: float) -> None:

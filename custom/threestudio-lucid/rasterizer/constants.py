@@ -1,4 +1,7 @@
-"""The fixed numbers of 3D Gaussian splatting (Kerbl et al. 2023), shared by every back end written here."""
+"""The fixed numbers of 3D Gaussian splatting (Kerbl et al. 2023), shared by every back end written here.
+
+The compiled kernels hold copies: after a change here, touch kernels.py, by whose date numba judges its cache.
+"""
 
 ALPHA_MAX = 0.99  # a single Gaussian never hides everything behind it
 ALPHA_MIN = 1.0 / 255.0  # a fainter contribution is skipped: it could not change an 8-bit image

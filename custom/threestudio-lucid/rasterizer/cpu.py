@@ -1,12 +1,12 @@
 """The CPU back end: compiled by numba, threaded, with hand-written gradients.
 
-Arithmetic is float32 (float64 within the projection); tensors of another dtype or on another device are brought here
-and their results back. Results and gradients are bit-identical from run to run and for any number of threads: nothing is
-summed in an order that depends on timing. The depth's gradient reaches the Gaussians' own z as well as their weights
-(LucidDreamer's CUDA rasterizer leaves the former out).
+Arithmetic is float32 (float64 within the projection); tensors of another dtype or on another device are
+brought here and their results back. Results and gradients are bit-identical from run to run and for any
+number of threads: nothing is summed in an order that depends on timing. The depth's gradient reaches the
+Gaussians' own z as well as their weights (LucidDreamer's CUDA rasterizer leaves the former out).
 
-The kernels are compiled at the first call (about 20 s on one core) and cached on disk: beside them where that folder
-can be written to, else in the user's cache folder, else not at all. `NUMBA_CACHE_DIR` overrides the place.
+The kernels are compiled at the first call (about 20 s on one core) and cached on disk: beside them where that
+folder can be written to, else in the user's cache folder, else not at all. `NUMBA_CACHE_DIR` overrides this.
 """
 
 from __future__ import annotations
@@ -56,6 +56,14 @@ def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(array).to(like.device, like.dtype) for array in arrays)
 
 
+def _projected(
+    means: Tensor, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor
+) -> list[np.ndarray]:
+    """What the projection kernels read: float32, but cameras in float64."""
+    cameras = (_array(tensor, torch.float64) for tensor in (viewmats, Ks))
+    return [*(_array(tensor) for tensor in (means, quats, scales)), *cameras]
+
+
 class _Project(torch.autograd.Function):
     """projection.project: (means2d [B, N, 2], depths [B, N], conics [B, N, 3])."""
 
@@ -72,38 +80,30 @@ class _Project(torch.autograd.Function):
         near: float,
         eps2d: float,
     ) -> tuple[Tensor, ...]:
-        ctx.inputs = (
-            *(_array(tensor) for tensor in (means, quats, scales)),
-            _array(viewmats, torch.float64),
-            _array(Ks, torch.float64),
-            width,
-            height,
-        )
+        ctx.size = (width, height)
         views, count = len(viewmats), len(means)
         outputs = _empty(views, count, 2), _empty(views, count), _empty(views, count, 3)
         threads.run(
-            _kernels().project_forward, count, *ctx.inputs, near, eps2d, *outputs, grain=GAUSSIANS_AT_LEAST
-        )
-        ctx.conics = outputs[2]
-        return _tensors(means, *outputs)
+            _kernels().project_forward, count, *_projected(means, quats, scales, viewmats, Ks), width, height,
+            near, eps2d, *outputs, grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
+        means2d, depths, conics = _tensors(means, *outputs)
+        ctx.save_for_backward(means, quats, scales, viewmats, Ks, conics)
+        return means2d, depths, conics
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor
     ) -> tuple[Tensor | None, ...]:
-        count = len(ctx.inputs[0])
+        *inputs, conics = ctx.saved_tensors
+        count = len(inputs[0])
         grads = _empty(count, 3), _empty(count, 4), _empty(count, 3)
         cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
         threads.run(
-            _kernels().project_backward,
-            count,
-            *ctx.inputs,
-            ctx.conics,
-            *cotangents,
-            *grads,
-            grain=GAUSSIANS_AT_LEAST,
-        )
+            _kernels().project_backward, count, *_projected(*inputs), *ctx.size, _array(conics), *cotangents,
+            *grads, grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
         return *_tensors(v_means2d, *grads), *[None] * 6
 
 
@@ -112,19 +112,24 @@ class _ShToColors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, means: Tensor, sh: Tensor, viewmats: Tensor, degree: int) -> Tensor:
-        ctx.inputs = (_array(means), _array(viewmats, torch.float64), _array(sh), degree)
-        ctx.colors = _empty(len(viewmats), len(means), 3)
-        threads.run(_kernels().sh_forward, len(means), *ctx.inputs, ctx.colors, grain=GAUSSIANS_AT_LEAST)
-        return _tensors(means, ctx.colors)[0]
+        colors = _empty(len(viewmats), len(means), 3)
+        threads.run(
+            _kernels().sh_forward, len(means), _array(means), _array(viewmats, torch.float64), _array(sh),
+            degree, colors, grain=GAUSSIANS_AT_LEAST,
+        )  # fmt: skip
+        ctx.degree = degree
+        (colors,) = _tensors(means, colors)
+        ctx.save_for_backward(means, sh, viewmats, colors)
+        return colors
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_colors: Tensor) -> tuple[Tensor | None, ...]:
-        means, _, sh, _ = ctx.inputs
+        means, sh, viewmats, colors = ctx.saved_tensors
         grads = _empty(*means.shape), _empty(*sh.shape)
         threads.run(
-            _kernels().sh_backward, len(means), *ctx.inputs, ctx.colors, _array(v_colors), *grads,
-            grain=GAUSSIANS_AT_LEAST,
+            _kernels().sh_backward, len(means), _array(means), _array(viewmats, torch.float64), _array(sh),
+            ctx.degree, _array(colors), _array(v_colors), *grads, grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         return *_tensors(v_colors, *grads), None, None
 
@@ -172,8 +177,8 @@ class _Bins:
         pairs = int(self.pair_offsets[-1])
         if pairs > MAX_PAIRS:
             raise ValueError(
-                f"{pairs} pairs of a Gaussian and a tile are more than {MAX_PAIRS}: render fewer views at once, "
-                f"or smaller pictures than {width}x{height}."
+                f"{pairs} pairs of a Gaussian and a tile are more than {MAX_PAIRS}: "
+                f"render fewer views at once, or smaller pictures than {width}x{height}."
             )
 
         # 2. depth order, once per view
@@ -193,8 +198,8 @@ class _Bins:
         places = np.ascontiguousarray(by_tile[:-1].reshape(views, -1, parts).transpose(0, 2, 1))
         self.entry_splats, self.entry_pairs = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
         threads.run(
-            kernels.fill_tiles, views * parts, self.records, order, num_shown, self.pair_offsets, width, height,
-            tiles_x, places, self.entry_splats, self.entry_pairs,
+            kernels.fill_tiles, views * parts, self.records, order, num_shown, self.pair_offsets,
+            width, height, tiles_x, places, self.entry_splats, self.entry_pairs,
         )  # fmt: skip
 
     @property
@@ -221,23 +226,22 @@ class _Composite(torch.autograd.Function):
         width: int,
         height: int,
     ) -> tuple[Tensor, ...]:
-        arrays = tuple(_array(t) for t in (means2d, depths, conics, opacities, colors))
-        bins = _Bins(*arrays, width, height)
+        bins = _Bins(*(_array(t) for t in (means2d, depths, conics, opacities, colors)), width, height)
         views = len(means2d)
-        rgb, alpha, depth = (
-            _empty(views, height, width, 3),
-            _empty(views, height, width),
-            _empty(views, height, width),
-        )
-        transmittance, last_entry = np.empty_like(alpha), np.empty_like(alpha)
-        ctx.backgrounds = _array(backgrounds)
+        rgb, alpha = _empty(views, height, width, 3), _empty(views, height, width)
+        depth, transmittance, last_entry = np.empty_like(alpha), np.empty_like(alpha), np.empty_like(alpha)
         threads.run(
             _kernels().composite_forward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.records, ctx.backgrounds, *bins.shape,
+            bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
             rgb, alpha, depth, transmittance, last_entry, pieces=3,
         )  # fmt: skip
-        ctx.bins, ctx.transmittance, ctx.last_entry = bins, transmittance, last_entry
-        ctx.conics, ctx.opacities, ctx.num_colors = arrays[2], arrays[3], len(colors)
+        ctx.save_for_backward(conics, opacities, backgrounds)
+        ctx.bins, ctx.transmittance, ctx.last_entry, ctx.num_colors = (
+            bins,
+            transmittance,
+            last_entry,
+            len(colors),
+        )
         radii = torch.from_numpy(bins.radii).to(means2d.device)
         ctx.mark_non_differentiable(radii)
         return *_tensors(means2d, rgb, alpha, depth), radii
@@ -248,25 +252,26 @@ class _Composite(torch.autograd.Function):
         ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _v_radii: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         kernels, bins = _kernels(), ctx.bins
+        conics, opacities, backgrounds = (_array(tensor) for tensor in ctx.saved_tensors)
+        cotangents = [_array(v) for v in (v_rgb, v_alpha, v_depth)]
         pair_grads = _empty(bins.num_pairs, kernels.PAIR_GRADS)
-        v_rgb_array = _array(v_rgb)
         threads.run(
             kernels.composite_backward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records, ctx.backgrounds, *bins.shape,
-            ctx.transmittance, ctx.last_entry, v_rgb_array, _array(v_alpha), _array(v_depth), pair_grads, pieces=3,
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records, backgrounds, *bins.shape,
+            ctx.transmittance, ctx.last_entry, *cotangents, pair_grads, pieces=3,
         )  # fmt: skip
-        views, count, _ = ctx.conics.shape
+        views, count, _ = conics.shape
         grads = (
             _empty(views, count, 2), _empty(views, count), _empty(views, count, 3), _empty(count),
             _empty(ctx.num_colors, count, 3),
         )  # fmt: skip
         threads.run(
-            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, ctx.conics, ctx.opacities, *grads,
+            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, conics, opacities, *grads,
             grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         v_backgrounds = None
         if ctx.needs_input_grad[5]:
-            v_backgrounds = np.einsum("bhw,bhwc->bc", ctx.transmittance, v_rgb_array)
+            v_backgrounds = np.einsum("bhw,bhwc->bc", ctx.transmittance, cotangents[0])
             v_backgrounds = _tensors(v_rgb, v_backgrounds)[0]
         return *_tensors(v_rgb, *grads), v_backgrounds, None, None
 

@@ -1,6 +1,6 @@
 """The gsplat back end (CUDA): hands the call on to gsplat 1.4 or newer, which is imported on first use.
 
-gsplat differs from the other back ends in one constant: it caps alpha at 0.999 where 3DGS and they cap it at 0.99.
+gsplat differs from the other back ends in one constant: it caps alpha at 0.999, they and 3DGS at 0.99.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from . import reference
 
 
 def is_installed() -> bool:
@@ -47,6 +48,11 @@ def rasterize(
         raise UserError(
             f"backend is 'gsplat', which needs CUDA tensors, got {means.device}: use backend='cpu'."
         )
+    if len(means) == 0:  # gsplat has no answer for an empty cloud
+        return reference.rasterize(
+            means, quats, scales, opacities, colors, viewmats, Ks, width, height,
+            sh_degree=sh_degree, backgrounds=backgrounds, near=near, eps2d=eps2d,
+        )  # fmt: skip
     from gsplat import rasterization
 
     image, alpha, meta = rasterization(

@@ -1,22 +1,24 @@
-"""The compiled kernels of the CPU back end. Importing this module compiles them (or loads them from numba's cache).
+"""The compiled kernels of the CPU back end. Importing this module compiles them or loads them from a cache.
 
-Every kernel works on a range [start, stop) of independent items and writes nothing that another item reads, so
-`threads.run` may split the range over threads in any way: results are bit-identical for any number of threads.
+Every kernel works on a range [start, stop) of independent items and writes nothing that another item reads,
+so `threads.run` may split the range over threads in any way: results are bit-identical for any number of
+threads.
 
 Notation (with that of projection.py):
     B views, N Gaussians, a splat g = view * N + Gaussian, G = B N of them
     tile        a block of TILE_W x TILE_H pixels; tiles are numbered view by view, row by row
     pair p      one splat on one tile; the pairs of splat g are pair_offsets[g] ... pair_offsets[g + 1] - 1
     entries     the same pairs, listed tile by tile, nearest first: (splat, pair) numbers
+    f4[:, ::1]  in a signature: a C-contiguous array [., .] of 4-byte floats; i8: an 8-byte integer
     log alpha   log2(opacity) - (A dx^2 + B dx dy + C dy^2), (A, B, C) = log2(e) (a / 2, b, c / 2)
 
-A row of a record [G, 16] holds all that compositing needs of a splat, in one cache line; see the REC_ names. An ellipse
-alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy it is the interval with the centre
-mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
+A row of a record [G, 16] holds all that compositing needs of a splat, in one cache line; see the REC_ names.
+An ellipse alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy it is the interval with the
+centre mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
 
-What makes it fast: the innermost loops run over LANES neighbouring pixels, have no branches, and touch one scratch
-array at constant distances, so that LLVM turns them into straight vector code; exp is a polynomial; only a window
-around the ellipse is visited on each row.
+What makes it fast: the innermost loops run over LANES neighbouring pixels, have no branches, and touch one
+scratch array at constant distances, so that LLVM turns them into straight vector code; exp is a polynomial;
+only a window around the ellipse is visited on each row.
 """
 
 from __future__ import annotations
@@ -46,18 +48,17 @@ LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let li
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
-REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
+REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H, REC_FIRST_COLUMN, REC_LAST_COLUMN = range(10, 16)
 RECORD = 16
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
 # sum of v, v dx, v dy, v dx^2, v dx dy, v dy^2, then of w dL/d(r, g, b, depth).
 PAIR_GRADS = 10
 
-# Planes of a tile's scratch array. The padding keeps them from sharing addresses modulo 4096, which stalls loads.
+# Planes of a tile's scratch array. Padded: addresses that are equal modulo 4096 would stall each other.
 PLANE = TILE_PIXELS + 40
 P0, P1, P2, P3, P4, P5, P6 = (u64(i * PLANE) for i in range(7))
-ACC = 7 * PLANE
-A0, A1, A2, A3, A4, A5, A6, A7, A8, A9 = (u64(ACC + i * LANES) for i in range(PAIR_GRADS))
+A0, A1, A2, A3, A4, A5, A6, A7, A8, A9 = (u64(i * LANES) for i in range(PAIR_GRADS))
 
 LOG2_E = math.log2(math.e)
 LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
@@ -81,7 +82,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 
 def _kernel(signature: str):
-    """Compiles for exactly one signature, without the interpreter lock, and caches on disk where that is possible."""
+    """Compiles for exactly one signature; runs without the interpreter lock; caches on disk if it can."""
 
     def compile_(function):
         options = {"nogil": True, "fastmath": FAST_MATH, "error_model": "numpy"}
@@ -100,7 +101,7 @@ def _kernel(signature: str):
 _inline = njit(fastmath=FAST_MATH, error_model="numpy")
 
 
-# --- projection --------------------------------------------------------------------------------------------------
+# --- projection -----------------------------------------------------------------------------------
 # Scalars are float64 here: it costs nothing in scalar code and thin, long Gaussians need the digits.
 
 
@@ -164,8 +165,8 @@ def _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z):
 
 
 @_kernel(
-    "void(int64, int64, float32[:,::1], float32[:,::1], float32[:,::1], float64[:,:,::1], float64[:,:,::1],"
-    "int64, int64, float64, float64, float32[:,:,::1], float32[:,::1], float32[:,:,::1])"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "i8, i8, f8, f8, f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
@@ -202,9 +203,9 @@ def project_forward(
 
 
 @_kernel(
-    "void(int64, int64, float32[:,::1], float32[:,::1], float32[:,::1], float64[:,:,::1], float64[:,:,::1],"
-    "int64, int64, float32[:,:,::1], float32[:,:,::1], float32[:,::1], float32[:,:,::1],"
-    "float32[:,::1], float32[:,::1], float32[:,::1])"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "i8, i8, f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,::1],"
+    "f4[:,::1], f4[:,::1], f4[:,::1])"
 )
 def project_backward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, conics, v_means2d, v_depths, v_conics,
@@ -310,7 +311,7 @@ def project_backward(
         v_quats[n, 3] = (v_qz - along * z) / length
 
 
-# --- spherical harmonics -----------------------------------------------------------------------------------------
+# --- spherical harmonics --------------------------------------------------------------------------
 
 
 @_inline
@@ -375,7 +376,7 @@ def _view_direction(means, n, viewmats, v):
     return x / distance, y / distance, z / distance, distance
 
 
-@_kernel("void(int64, int64, float32[:,::1], float64[:,:,::1], float32[:,:,::1], int64, float32[:,:,::1])")
+@_kernel("void(i8, i8, f4[:,::1], f8[:,:,::1], f4[:,:,::1], i8, f4[:,:,::1])")
 def sh_forward(start, stop, means, viewmats, sh, degree, colors):
     """sh.sh_to_colors for Gaussians start <= n < stop in all views."""
     basis = np.zeros(16)
@@ -392,8 +393,7 @@ def sh_forward(start, stop, means, viewmats, sh, degree, colors):
 
 
 @_kernel(
-    "void(int64, int64, float32[:,::1], float64[:,:,::1], float32[:,:,::1], int64, float32[:,:,::1],"
-    "float32[:,:,::1], float32[:,::1], float32[:,:,::1])"
+    "void(i8, i8, f4[:,::1], f8[:,:,::1], f4[:,:,::1], i8, f4[:,:,::1],f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_means, v_sh):
     """Gradients of `sh_forward`, summed over the views in order; a colour clamped at 0 passes none."""
@@ -424,7 +424,7 @@ def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_me
         v_means[n, 0], v_means[n, 1], v_means[n, 2] = gx, gy, gz
 
 
-# --- which splats touch which tiles ------------------------------------------------------------------------------
+# --- which splats touch which tiles ---------------------------------------------------------------
 
 
 @_inline
@@ -434,16 +434,20 @@ def _tile_row_range(record, height):
     bottom = min(record[REC_Y] + record[REC_HALF_H] - 0.5, height - 1.0)
     if not top <= bottom:
         return 0, 0
-    return int(math.ceil(top)) // TILE_H, int(bottom) // TILE_H + 1
+    return math.ceil(top) // TILE_H, int(bottom) // TILE_H + 1
 
 
 @_inline
 def _tile_column_range(record, tile_row, width, height):
-    """Columns of tiles [first, last) that the ellipse touches between the first and last pixel row of a tile row.
+    """Columns of tiles [first, last) that the ellipse touches in the pixel rows of one row of tiles.
 
-    The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest value lies
-    at its apex or at the end of the slab nearest to it; the left edge mirrors it.
+    The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest
+    value lies at its apex or at the end of the slab nearest to it; the left edge mirrors it.
     """
+    if (
+        record[REC_LAST_COLUMN] - record[REC_FIRST_COLUMN] <= ONE
+    ):  # the usual case: all of it is in one column
+        return np.int64(record[REC_FIRST_COLUMN]), np.int64(record[REC_LAST_COLUMN])
     half2, taper, shear, half_h = record[REC_HALF2], record[REC_TAPER], record[REC_SHEAR], record[REC_HALF_H]
     low = max(tile_row * TILE_H + 0.5 - record[REC_Y], -half_h)
     high = min(min((tile_row + 1) * TILE_H, height) - 0.5 - record[REC_Y], half_h)
@@ -456,12 +460,11 @@ def _tile_column_range(record, tile_row, width, height):
     left, right = max(left, 0.0), min(right, width - 1.0)
     if not left <= right:
         return 0, 0
-    return int(math.ceil(left)) // TILE_W, int(right) // TILE_W + 1
+    return math.ceil(left) // TILE_W, int(right) // TILE_W + 1
 
 
 @_kernel(
-    "void(int64, int64, float32[:,::1], float32[::1], float32[:,::1], float32[::1], float32[:,:,::1],"
-    "int64, int64, float32[:,::1], int32[::1], int64[::1])"
+    "void(i8, i8, f4[:,::1], f4[::1], f4[:,::1], f4[::1], f4[:,:,::1],i8, i8, f4[:,::1], i4[::1], i8[::1])"
 )
 def make_records(
     start, stop, means2d, depths, conics, opacities, colors, width, height, records, radii, pair_counts
@@ -497,17 +500,21 @@ def make_records(
         record[REC_HALF2] = reach / a * SPAN_SLACK
         record[REC_TAPER] = determinant / (a * a)
         record[REC_HALF_H] = half_y * SPAN_SLACK
+        left, right = x - half_x * SPAN_SLACK - 0.5, x + half_x * SPAN_SLACK - 0.5
+        record[REC_FIRST_COLUMN] = int(min(max(left, 0.0), width - 1.0)) // TILE_W
+        record[REC_LAST_COLUMN] = int(min(max(right, 0.0), width - 1.0)) // TILE_W + 1
         first, last = _tile_row_range(record, height)
         for tile_row in range(first, last):
             left, right = _tile_column_range(record, tile_row, width, height)
             pair_counts[g] += right - left
 
 
-@_kernel("void(int64, int64, float32[:,::1], int64[:,::1], int32[:,::1], int64[::1])")
+@_kernel("void(i8, i8, f4[:,::1], i8[:,::1], i4[:,::1], i8[::1])")
 def sort_by_depth(start, stop, depths, pair_counts, order, num_shown):
-    """Gaussians that show in view v, nearest first, ties by number: order[v, :num_shown[v]], for start <= v < stop.
+    """For views start <= v < stop: order[v, :num_shown[v]], the Gaussians that show, nearest first.
 
-    Radix sort by the bits of the depth, which for positive floats sort like the numbers.
+    Ties keep the order of the Gaussians. Radix sort by the bits of the depth, which for positive floats sort
+    like the numbers.
     """
     count = depths.shape[1]
     keys, keys_swap = np.empty(count, np.uint32), np.empty(count, np.uint32)
@@ -539,7 +546,7 @@ def sort_by_depth(start, stop, depths, pair_counts, order, num_shown):
             order[v, i] = items[i]
 
 
-@_kernel("void(int64, int64, float32[:,::1], int32[:,::1], int64[::1], int64, int64, int64, int64[:,:,::1])")
+@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1])")
 def count_tiles(start, stop, records, order, num_shown, width, height, tiles_x, tile_counts):
     """tile_counts[view, part, tile]: how many splats of one part of the depth order touch each tile.
 
@@ -559,10 +566,7 @@ def count_tiles(start, stop, records, order, num_shown, width, height, tiles_x, 
                     counts[tile] += 1
 
 
-@_kernel(
-    "void(int64, int64, float32[:,::1], int32[:,::1], int64[::1], int64[::1], int64, int64, int64, int64[:,:,::1],"
-    "int32[::1], int32[::1])"
-)
+@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8[::1], i8, i8, i8, i8[:,:,::1],i4[::1], i4[::1])")
 def fill_tiles(
     start,
     stop,
@@ -577,7 +581,10 @@ def fill_tiles(
     entry_splats,
     entry_pairs,
 ):
-    """Lists the entries of every tile in depth order. Items as in `count_tiles`; places: where each part starts."""
+    """Lists the entries of every tile in depth order.
+
+    Items as in `count_tiles`; places[view, part, tile]: where the entries of a part in a tile start.
+    """
     count, parts = order.shape[1], places.shape[1]
     for item in range(start, stop):
         v, part = item // parts, item % parts
@@ -596,7 +603,7 @@ def fill_tiles(
                     pair += 1
 
 
-# --- compositing -------------------------------------------------------------------------------------------------
+# --- compositing ----------------------------------------------------------------------------------
 
 
 @_inline
@@ -610,10 +617,11 @@ def _exp2(t):
 
 @_inline
 def _window(record, x0, y0, rows):
-    """Where a splat may show in the tile at (x0, y0): rows [first, last), and how many times LANES pixels on each.
+    """Where a splat may show in the tile at (x0, y0): its rows [first, last), and how many windows on each.
 
-    The windows slide along the ellipse's sheared axis, see `_window_start`; their number is that of the row where the
-    ellipse has most of its width inside of the tile.
+    A window is LANES pixels wide. Also returned: the ellipse's half-width.
+    The windows slide along the ellipse's sheared axis, see `_window_start`; their number is that of the row
+    where the ellipse has most of its width inside of the tile.
     """
     mean_x, mean_y = record[REC_X] - x0, record[REC_Y] - y0
     half, half_h, shear = math.sqrt(record[REC_HALF2]), record[REC_HALF_H], record[REC_SHEAR]
@@ -631,7 +639,7 @@ def _window(record, x0, y0, rows):
 
 @_inline
 def _window_start(mean_x, dy, shear, half, windows):
-    """First pixel column, inside of the tile, of the windows on the row at dy. `mean_x` counts from the tile's left."""
+    """First column, counted as `mean_x` from the tile's left, of the windows on the row at dy."""
     return np.int64(min(max(mean_x - shear * dy - half + ALMOST_HALF, ZERO), f32(TILE_W - LANES * windows)))
 
 
@@ -655,8 +663,8 @@ def _live_rows(scratch, first, last):
 
 
 @_kernel(
-    "void(int64, int64, int64[::1], int32[::1], float32[:,::1], float32[:,::1], int64, int64, int64, int64,"
-    "float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1], float32[:,:,::1], float32[:,:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], f4[:,::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])"
 )
 def composite_forward(
     start, stop, tile_starts, entry_splats, records, backgrounds, width, height, tiles_x, tiles_y,
@@ -664,11 +672,11 @@ def composite_forward(
 ):  # fmt: skip
     """Composites the tiles start <= tile < stop, front to back.
 
-    Also written, for the backward pass: the final transmittance and, counted from the tile's first entry, the last
-    entry that contributed (-1: none), per pixel.
+    Also written, for the backward pass: the final transmittance and, counted from the tile's first entry, the
+    last entry that contributed (-1: none), per pixel.
 
-    Scratch planes: P0 transmittance, negated once the pixel has stopped; P1 ... P4 sums of r, g, b, depth; P5 last
-    entry (a float, so that the planes are one array).
+    Scratch planes: P0 transmittance, negated once the pixel has stopped; P1 ... P4 sums of r, g, b, depth; P5
+    last entry (a float, so that the planes are one array).
     """
     scratch = np.empty(6 * PLANE, np.float32)
     for tile in range(start, stop):
@@ -741,12 +749,12 @@ def composite_forward(
 
 
 @_kernel(
-    "void(int64, int64, int64[::1], int32[::1], int32[::1], float32[:,::1], float32[:,::1], int64, int64, int64, int64,"
-    "float32[:,:,::1], float32[:,:,::1], float32[:,:,:,::1], float32[:,:,::1], float32[:,:,::1], float32[:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], i4[::1], f4[:,::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[:,:,::1], f4[:,:,::1], f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,::1])"
 )
 def composite_backward(
-    start, stop, tile_starts, entry_splats, entry_pairs, records, backgrounds, width, height, tiles_x, tiles_y,
-    transmittance, last_entry, v_rgb, v_alpha, v_depth, pair_grads,
+    start, stop, tile_starts, entry_splats, entry_pairs, records, backgrounds, width, height, tiles_x,
+    tiles_y, transmittance, last_entry, v_rgb, v_alpha, v_depth, pair_grads,
 ):  # fmt: skip
     """Gradients of every pair (PAIR_GRADS) of the tiles start <= tile < stop, back to front.
 
@@ -756,9 +764,11 @@ def composite_backward(
 
     and dL/dalpha_i = T_i q_i - S_i / (1 - alpha_i). T_i comes from the saved T by dividing through 1 - alpha.
 
-    Scratch planes: P0 T_i, P1 S_i, P2 ... P5 dL/d(r, g, b, depth), P6 last entry; then the sums, one per lane.
+    Scratch planes: P0 T_i, P1 S_i, P2 ... P5 dL/d(r, g, b, depth), P6 last entry. `sums`: one per
+    lane of each of PAIR_GRADS; an array of its own, because LLVM must see that the two do not overlap.
     """
-    scratch = np.empty(ACC + PAIR_GRADS * LANES, np.float32)
+    scratch = np.empty(7 * PLANE, np.float32)
+    sums = np.empty(PAIR_GRADS * LANES, np.float32)
     for tile in range(start, stop):
         v = tile // (tiles_x * tiles_y)
         x0 = tile % tiles_x * TILE_W
@@ -800,7 +810,7 @@ def composite_backward(
             red, green, blue, z = record[REC_R], record[REC_G], record[REC_BLUE], record[REC_Z]
             shear = record[REC_SHEAR]
             number = f32(entry - begin)
-            scratch[ACC:] = ZERO
+            sums[:] = ZERO
             for row in range(first, last):
                 dy = f32(row) + HALF - mean_y
                 dy2 = dy * dy
@@ -834,29 +844,29 @@ def composite_backward(
                         scratch[i + P0] = T
                         scratch[i + P1] = S + w * q
                         g_dx = g * dx
-                        scratch[k + A0] += g
-                        scratch[k + A1] += g_dx
-                        scratch[k + A2] += g * dy
-                        scratch[k + A3] += g_dx * dx
-                        scratch[k + A4] += g_dx * dy
-                        scratch[k + A5] += g * dy2
-                        scratch[k + A6] += w * v_r
-                        scratch[k + A7] += w * v_g
-                        scratch[k + A8] += w * v_b
-                        scratch[k + A9] += w * v_z
+                        sums[k + A0] += g
+                        sums[k + A1] += g_dx
+                        sums[k + A2] += g * dy
+                        sums[k + A3] += g_dx * dx
+                        sums[k + A4] += g_dx * dy
+                        sums[k + A5] += g * dy2
+                        sums[k + A6] += w * v_r
+                        sums[k + A7] += w * v_g
+                        sums[k + A8] += w * v_b
+                        sums[k + A9] += w * v_z
                     base += u64(LANES)
                     dx0 += f32(LANES)
-            sums = pair_grads[entry_pairs[entry]]
+            out = pair_grads[entry_pairs[entry]]
             for j in range(PAIR_GRADS):
                 total = ZERO
                 for lane in range(LANES):
-                    total += scratch[ACC + j * LANES + lane]
-                sums[j] = total
+                    total += sums[j * LANES + lane]
+                out[j] = total
 
 
 @_kernel(
-    "void(int64, int64, int64[::1], float32[:,::1], float32[:,:,::1], float32[::1],"
-    "float32[:,:,::1], float32[:,::1], float32[:,:,::1], float32[::1], float32[:,:,::1])"
+    "void(i8, i8, i8[::1], f4[:,::1], f4[:,:,::1], f4[::1],"
+    "f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1])"
 )
 def reduce_pairs(
     start,
@@ -871,7 +881,7 @@ def reduce_pairs(
     v_opacities,
     v_colors,
 ):
-    """Sums the gradients of the pairs of each Gaussian start <= n < stop, in order, into those of its ellipses."""
+    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order."""
     count = opacities.shape[0]
     sums = np.empty(PAIR_GRADS)
     for n in range(start, stop):

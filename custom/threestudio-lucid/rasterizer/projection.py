@@ -4,7 +4,7 @@ Notation, kept in every back end:
 
     means2d [B, N, 2]   centre in pixels; the centre of the top left pixel is (0.5, 0.5)
     depths  [B, N]      z in the camera, along the optical axis
-    conics  [B, N, 3]   (a, b, c): inverse of the covariance on the image, [[a, b], [b, c]]; all 0 for a culled Gaussian
+    conics  [B, N, 3]   (a, b, c): inverse of the covariance on the image, [[a, b], [b, c]]; 0 if culled
     power(dx, dy)       (a dx^2 + 2 b dx dy + c dy^2) / 2 with (dx, dy) = pixel centre - mean
     alpha               min(0.99, opacity exp(-power)), skipped below 1/255
 """
@@ -62,9 +62,9 @@ def project(
         near: Gaussians whose centre is nearer than this along the optical axis are culled.
         eps2d: added to the variances on the image, pixels squared, so that none falls between pixel centres.
 
-    The perspective map is linear only near the centre of a Gaussian. Far outside of the image its Jacobian grows
-    without bound, so it is evaluated no further than 0.3 of half the image beyond the edge, as 3DGS does
-    (there: 1.3 tan(fov / 2), the same for a centred principal point).
+    The perspective map is linear only near the centre of a Gaussian. Far outside of the image its Jacobian
+    grows without bound, so it is evaluated no further than 0.3 of half the image beyond the edge, as 3DGS
+    does (there: 1.3 tan(fov / 2), the same for a centred principal point).
     """
     # 1. centres: world -> camera -> pixels
     rotation = viewmats[:, None, :3, :3]
@@ -106,8 +106,8 @@ def project(
 def compute_radii(means2d: Tensor, conics: Tensor, opacities: Tensor, width: int, height: int) -> Tensor:
     """Radius in pixels, rounded up, of the ellipse where alpha >= 1/255; 0 where it shows in no pixel.
 
-    The ellipse is power <= K / 2 with K = 2 ln(255 opacity), at most 3.33 standard deviations (3DGS draws 3 around
-    every Gaussian, however faint). Shows: the box around the ellipse holds a pixel centre.
+    The ellipse is power <= K / 2 with K = 2 ln(255 opacity), at most 3.33 standard deviations (3DGS draws 3
+    around every Gaussian, however faint). Shows: the box around the ellipse holds a pixel centre.
 
     Returns:
         [B, N], int32.

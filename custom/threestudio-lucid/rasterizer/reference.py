@@ -7,9 +7,9 @@ For every pixel, over the Gaussians i sorted by depth, nearest first:
     w_i     = alpha_i T_i, up to (not including) the first i with T_{i+1} < 1e-4
     rgb     = sum_i w_i c_i + T background,   alpha = 1 - T,   depth = sum_i w_i z_i
 
-with T what is left after the last one. Autograd gives the gradients. It works in any floating dtype and on any
-device; the cost is O(pixels x N) in time, and in memory O(`PAIRS_AT_ONCE`), because blocks of pixels are recomputed
-in the backward pass.
+with T what is left after the last one. Autograd gives the gradients. It works in any floating dtype and on
+any device; the cost is O(pixels x N) in time, and in memory O(`PAIRS_AT_ONCE`), because blocks of pixels are
+recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def composite_pixels(
     )  # non-increasing: once stopped, stopped for good
     alphas = torch.where(going, alphas, torch.zeros_like(alphas))
     after = torch.cumprod(1 - alphas, dim=1)
-    after = torch.cat([torch.ones_like(after[:, :1]), after], dim=1)  # [P, N + 1], also right for N = 0
+    after = torch.cat([after.new_ones(len(pixels), 1), after], dim=1)  # [P, N + 1]
     weights = alphas * after[:, :-1]
     return weights @ features, after[:, -1]
 

@@ -1,7 +1,8 @@
 """Real spherical harmonics of degree 0 to 3: colours that depend on the direction they are seen from.
 
-Order and signs are those of the 3DGS files: (l, m) runs (0,0) | (1,-1) (1,0) (1,1) | (2,-2) … (2,2) | (3,-3) … (3,3),
-and odd-|m| functions carry the Condon-Shortley sign. A direction points from the camera to the Gaussian.
+Order and signs are those of the 3DGS files: (l, m) runs (0,0) | (1,-1) (1,0) (1,1) | (2,-2) … (2,2) | (3,-3)
+… (3,3), and odd-|m| functions carry the Condon-Shortley sign. A direction points from the camera to the
+Gaussian.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def sh_basis(degree: int, directions: Tensor) -> Tensor:
         directions: [..., 3], unit length.
 
     Returns:
-        [..., (degree + 1)^2]. They are orthonormal: the mean over the sphere of Y_i Y_j is 1 / (4 pi) if i = j, else 0.
+        [..., (degree + 1)^2]. Orthonormal: the mean over the sphere of Y_i Y_j is (i == j) / (4 pi).
 
     Raises:
         ValueError: `degree` is not 0, 1, 2 or 3.
@@ -69,7 +70,7 @@ def sh_to_colors(degree: int, directions: Tensor, sh: Tensor) -> Tensor:
     Returns:
         [..., N, 3], at least 0.
 
-    Example: degree 0, sh = [[[1, 0, -2]]]: 0.5 + 0.2821 (1, 0, -2) gives (0.7821, 0.5, 0), the last one clamped.
+    Example: degree 0, sh = [[[1, 0, -2]]]: 0.5 + 0.2821 (1, 0, -2) gives (0.7821, 0.5, 0), the last clamped.
     """
     directions = torch.nn.functional.normalize(directions, dim=-1)
     basis = sh_basis(degree, directions)
@@ -77,6 +78,6 @@ def sh_to_colors(degree: int, directions: Tensor, sh: Tensor) -> Tensor:
 
 
 def view_directions(means: Tensor, viewmats: Tensor) -> Tensor:
-    """Vectors [B, N, 3] from each camera's centre to each Gaussian. `viewmats` [B, 4, 4] are rigid, world to camera."""
+    """Vectors [B, N, 3] from the centre of each camera (`viewmats` [B, 4, 4], rigid) to each Gaussian."""
     centres = -torch.einsum("bji,bj->bi", viewmats[:, :3, :3], viewmats[:, :3, 3])  # -R^T t
     return means[None] - centres[:, None]

@@ -39,8 +39,9 @@ def _workers(count: int) -> ThreadPoolExecutor:
 def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1, grain: int = 1) -> None:
     """Calls `kernel(start, stop, *args)` on consecutive ranges that together cover range(items).
 
-    The kernel must release the interpreter lock and its items must be independent of each other. Ranges are handed out
-    as threads become free. As many threads as torch uses (`torch.set_num_threads`), the calling one among them.
+    The kernel must release the interpreter lock and its items must be independent of each other. Ranges are
+    handed out as threads become free. As many threads as torch uses (`torch.set_num_threads`), the calling
+    one among them.
 
     Args:
         pieces: ranges per thread; more even out items of unequal cost, each costs some 10 microseconds.

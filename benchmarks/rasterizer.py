@@ -1,0 +1,289 @@
+"""How fast the CPU rasterizer is, against the plain back end and against what the machine can do.
+
+    python -m benchmarks.rasterizer                # 15 seconds
+    python -m benchmarks.rasterizer --full         # the large scenes too, some minutes
+    python -m benchmarks.rasterizer --threads 1 --out somewhere.json
+
+A pair is a pixel and a Gaussian whose alpha there is at least 1/255: what has to be computed, whoever
+computes it (compositing may stop before the last ones). The roofline is the same arithmetic, exp and
+blending, in a tight loop over pixels in the L1 cache, with no tiles, windows or sorting around it. All
+numbers of a table come from one run; times are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from threestudio_lucid.rasterizer import Render, kernels, rasterize, threads
+
+f32 = np.float32
+
+# Gaussians, pixels of a side, views, deviation in world units
+SHORT = [(4_000, 128, 4, 0.02), (20_000, 256, 1, 0.012)]
+FULL = [
+    *((5_000, 128, views, 0.02) for views in (1, 4)),
+    *((20_000, 256, views, 0.012) for views in (1, 4)),
+    *((100_000, 512, views, 0.006) for views in (1, 4)),
+]
+REFERENCE_SHORT = (1_000, 128, 1, 0.03)
+REFERENCE_FULL = (20_000, 256, 1, 0.012)
+
+
+@kernels._kernel("void(i8, i8, i8, f4[:,::1])")
+def _tight_loop(start, stop, repeats, scratch):
+    """The forward pass's innermost loop and nothing else, on one tile that stays in the cache."""
+    P0, P1, P2, P3, P4 = kernels.P0, kernels.P1, kernels.P2, kernels.P3, kernels.P4
+    for piece in range(start, stop):
+        tile = scratch[piece]
+        for repeat in range(repeats):
+            dx0 = f32(-16) - f32(repeat % 3)
+            for chunk in range(kernels.TILE_PIXELS // kernels.LANES):
+                base = np.uint64(chunk * kernels.LANES)
+                for lane in range(kernels.LANES):
+                    i = base + np.uint64(lane)
+                    dx = dx0 + f32(lane)
+                    t = f32(-7.5) - dx * (f32(1e-4) * dx + f32(1e-4))
+                    a = kernels._exp2(t if t > kernels.F_LOG2_ALPHA_MIN else kernels.F_LOG2_ALPHA_MIN)
+                    a = a if a < kernels.F_ALPHA_MAX else kernels.F_ALPHA_MAX
+                    a = a if t >= kernels.F_LOG2_ALPHA_MIN else f32(0)
+                    T = tile[i + P0]
+                    w = a * T
+                    after = T - w
+                    stops = after < f32(-1)
+                    w = f32(0) if stops else w
+                    tile[i + P0] = -abs(T) if stops else after
+                    tile[i + P1] += w * f32(0.5)
+                    tile[i + P2] += w * f32(0.4)
+                    tile[i + P3] += w * f32(0.3)
+                    tile[i + P4] += w * f32(0.2)
+
+
+@kernels._kernel("void(i8, i8, f4[:,::1], f4[:,::1], f4[::1], i8, i8, i8[::1])")
+def _count_pairs(start, stop, means2d, conics, opacities, width, height, counts):
+    """counts[g]: pixels where alpha >= 1/255, row by row."""
+    for g in range(start, stop):
+        counts[g] = 0
+        a, b, c = np.float64(conics[g, 0]), np.float64(conics[g, 1]), np.float64(conics[g, 2])
+        reach = 2 * math.log(max(opacities[g % opacities.shape[0]] * 255, 1.0))
+        if not (a > 0 and reach > 0):
+            continue
+        half_h = math.sqrt(reach * a / (a * c - b * b))
+        first = max(math.ceil(means2d[g, 1] - half_h - 0.5), 0)
+        last = min(math.floor(means2d[g, 1] + half_h - 0.5), height - 1)
+        for row in range(first, last + 1):
+            dy = row + 0.5 - means2d[g, 1]
+            half = math.sqrt(max(reach / a - (a * c - b * b) / (a * a) * dy * dy, 0.0))
+            centre = means2d[g, 0] - b / a * dy - 0.5
+            left, right = max(math.ceil(centre - half), 0), min(math.floor(centre + half), width - 1)
+            counts[g] += max(right - left + 1, 0)
+
+
+def make_scene(num: int, size: int, views: int, scale: float) -> dict[str, Tensor | int]:
+    """A ball of Gaussians of random opacity, seen from all around."""
+    generator = torch.Generator().manual_seed(0)
+    viewmats = torch.eye(4).repeat(views, 1, 1)
+    for v in range(views):
+        angle = 2 * math.pi * v / views
+        viewmats[v, 0, 0] = viewmats[v, 2, 2] = math.cos(angle)
+        viewmats[v, 0, 2], viewmats[v, 2, 0] = math.sin(angle), -math.sin(angle)
+        viewmats[v, 2, 3] = 3
+    focal = size / 2 / math.tan(math.radians(20))
+    Ks = torch.tensor([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]).repeat(views, 1, 1)
+    return {
+        "means": 0.4 * torch.randn(num, 3, generator=generator),
+        "quats": torch.randn(num, 4, generator=generator),
+        "scales": scale * (0.3 + 1.4 * torch.rand(num, 3, generator=generator)),
+        "opacities": 0.05 + 0.9 * torch.rand(num, generator=generator),
+        "colors": torch.rand(num, 3, generator=generator),
+        "viewmats": viewmats,
+        "Ks": Ks,
+        "width": size,
+        "height": size,
+        "background": torch.ones(3),
+    }
+
+
+def count_pairs(scene: dict, render: Render) -> int:
+    """Pixel-Gaussian pairs of all views."""
+    means2d, conics = (render.info[name].detach().flatten(0, 1).numpy() for name in ("means2d", "conics"))
+    counts = np.empty(len(means2d), np.int64)
+    threads.run(
+        _count_pairs, len(counts), means2d, conics, scene["opacities"].detach().numpy(), scene["width"],
+        scene["height"], counts, grain=1000,
+    )  # fmt: skip
+    return int(counts.sum())
+
+
+def median_time(call: Callable[[], object], seconds: float) -> float:
+    """Median of as many calls as fit, at least three after one to warm up."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def time_passes(scene: dict, backend: str, seconds: float) -> tuple[float, float]:
+    """Median seconds of a forward and of a backward pass, all gradients wanted."""
+    leaves = ("means", "quats", "scales", "opacities", "colors")
+    inputs = scene | {name: scene[name].clone().requires_grad_() for name in leaves}
+    render = rasterize(**inputs, backend=backend)
+    gradients = [torch.randn(output.shape) for output in render[:3]]
+
+    def backward() -> None:
+        torch.autograd.backward(list(render[:3]), gradients, retain_graph=True)
+
+    return median_time(lambda: rasterize(**inputs, backend=backend), seconds), median_time(backward, seconds)
+
+
+@contextmanager
+def stages() -> Iterator[dict[str, float]]:
+    """Seconds spent in each kernel, all threads waited for, while the context is open."""
+    spent: dict[str, float] = defaultdict(float)
+    run = threads.run
+
+    def timed(kernel, *args: object, **options: int) -> None:
+        began = time.perf_counter()
+        run(kernel, *args, **options)
+        spent[kernel.py_func.__name__] += time.perf_counter() - began
+
+    threads.run = timed
+    try:
+        yield spent
+    finally:
+        threads.run = run
+
+
+def roofline() -> float:
+    """Exp-and-blend steps per second, all threads."""
+    count = torch.get_num_threads()
+    scratch = np.ones((count, 8 * kernels.PLANE), np.float32)
+    repeats = 4000
+    seconds = median_time(lambda: threads.run(_tight_loop, count, repeats, scratch), 0.5)
+    return count * repeats * kernels.TILE_PIXELS / seconds
+
+
+def measure(shapes: list[tuple[int, int, int, float]], seconds: float) -> list[dict]:
+    """One row of the table per shape."""
+    rows = []
+    for num, size, views, scale in shapes:
+        scene = make_scene(num, size, views, scale)
+        pairs = count_pairs(scene, rasterize(**scene, backend="cpu"))
+        with stages() as spent:
+            rasterize(**scene, backend="cpu")
+        forward, backward = time_passes(scene, "cpu", seconds)
+        rows.append(
+            {
+                "gaussians": num, "pixels": size, "views": views, "pairs": pairs,
+                "forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward,
+                "forward_pairs_per_s": pairs / forward, "backward_pairs_per_s": pairs / backward,
+                "forward_stages_ms": {name: 1e3 * value for name, value in spent.items()},
+            }
+        )  # fmt: skip
+    return rows
+
+
+def against_reference(shape: tuple[int, int, int, float], seconds: float) -> dict:
+    """Forward and backward of both back ends on one scene."""
+    scene = make_scene(*shape)
+    plain, compiled = sum(time_passes(scene, "reference", 0)), sum(time_passes(scene, "cpu", seconds))
+    return {
+        "gaussians": shape[0], "pixels": shape[1], "views": shape[2],
+        "reference_ms": 1e3 * plain, "cpu_ms": 1e3 * compiled, "ratio": plain / compiled,
+    }  # fmt: skip
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        models = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "cpu": name,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": numba.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def print_tables(report: dict) -> None:
+    about = report["machine"]
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(f"\nroofline: {report['roofline_pairs_per_s'] / 1e9:.2f} G exp-and-blend steps a second\n")
+    columns = [f"{name} ms  G pairs/s  of roof" for name in ("forward", "backward")]
+    print("Gaussians  pixels  views  M pairs | " + " | ".join(columns))
+    for row in report["cpu"]:
+        cells = []
+        for name in ("forward", "backward"):
+            speed = row[f"{name}_pairs_per_s"]
+            share = speed / report["roofline_pairs_per_s"]
+            cells.append(f"{row[f'{name}_ms']:11.1f} {speed / 1e9:10.2f} {share:8.0%}")
+        size = f"{row['pixels']}^2"
+        print(
+            f"{row['gaussians']:9d} {size:>7} {row['views']:6d} {row['pairs'] / 1e6:8.1f} |"
+            + " |".join(cells)
+        )
+        parts = sorted(row["forward_stages_ms"].items(), key=lambda item: -item[1])
+        print("           forward: " + ", ".join(f"{name} {value:.1f}" for name, value in parts))
+    row = report["reference"]
+    print(
+        f"\nagainst the plain back end, {row['gaussians']} Gaussians, {row['pixels']}^2, both passes: "
+        f"{row['reference_ms']:.0f} ms / {row['cpu_ms']:.1f} ms = {row['ratio']:.0f} times faster"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="up to 100k Gaussians at 512x512; minutes")
+    parser.add_argument("--threads", type=int, help="default: as many as torch takes")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/rasterizer.json"))
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+    seconds = 2.0 if arguments.full else 0.7
+    report = {
+        "machine": machine(),
+        "roofline_pairs_per_s": roofline(),
+        "cpu": measure(FULL if arguments.full else SHORT, seconds),
+        "reference": against_reference(REFERENCE_FULL if arguments.full else REFERENCE_SHORT, seconds),
+    }
+    print_tables(report)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"\nwritten: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
