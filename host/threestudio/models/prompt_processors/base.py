@@ -352,7 +352,8 @@ class PromptProcessor(BaseObject):
                 )
         else:
             self.spawn_func(*arguments)
-        cleanup()
+            if self.device.type == "cuda":
+                cleanup()
 
     def load_text_embeddings(self) -> None:
         """Read all embeddings, when they are there."""
