@@ -53,7 +53,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
         seed: int = 0
         """Seed of augmentations and density control."""
         accumulate: int = 1
-        """Render and score each batch in so many parts, one after the other: the same step in less memory."""
+        """Render and score each batch in so many parts, one after the other: less memory, one step."""
         as_latent_ratio: float = 0.2
         """How often the prior is shown disparity, as a grey picture, instead of colours."""
         adam_betas: Any = field(default_factory=lambda: [0.9, 0.999])
