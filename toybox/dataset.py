@@ -5,9 +5,10 @@ A cache folder holds *shards*, each with pictures of one object:
     mug-0003.images.npy   uint8 [n, 128, 128, 4], straight alpha
     mug-0003.labels.npy   structured array [n], see `LABEL`
 
-A shard is a pure function of the object's name and its number (they seed the random generator), it is written under a
-temporary name and renamed, and its images come last: a shard whose images are there is complete. So a build can be
-killed at any time and run again, and an object that has changed is renewed by deleting its shards.
+A shard is a pure function of the object's name and its number (they seed the random generator), it is written
+under a temporary name and renamed, and its images come last: a shard whose images are there is complete. So a
+build can be killed at any time and run again, and an object that has changed is renewed by deleting its
+shards.
 
     python -m toybox.dataset --images 24000
 """
@@ -27,8 +28,8 @@ IMAGE_SIZE = 128
 SHARD_SIZE = 120  # pictures: 7.5 MiB, a few seconds of work
 DEFAULT_CACHE = Path(".toybox_cache")
 
-# One row per picture. `part_color` and `pose` are "" where the caption names none. Angles in degrees, `distance` in
-# world units.
+# One row per picture. `part_color` and `pose` are "" where the caption names none. Angles in degrees,
+# `distance` in world units.
 LABEL = np.dtype(
     [
         ("object", "U24"),
@@ -183,7 +184,7 @@ def build(cache: Path, images: int, workers: int = 2, names: list[str] | None = 
     return len(jobs) - done
 
 
-# ---------------------------------------------------------------------------------------------- reading shards
+# -------------------------------------------------------------------------------- reading shards
 
 
 class Pictures:

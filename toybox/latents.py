@@ -35,7 +35,7 @@ def fingerprint(vae: AutoencoderTiny) -> str:
 
 @torch.no_grad()
 def encode_shard(vae: AutoencoderTiny, rgba: np.ndarray, copies: int, seed: list[int]) -> np.ndarray:
-    """Latents of RGBA pictures [n, h, w, 4] over `copies` random backgrounds each, float16 [n, copies, c, h/8, w/8]."""
+    """Latents of RGBA pictures [n, h, w, 4] on random backgrounds, float16 [n, copies, c, h/8, w/8]."""
     rng = np.random.default_rng(seed)
     out = []
     for start in range(0, len(rgba), 16):

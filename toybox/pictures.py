@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def write_sheet(path: Path, images: torch.Tensor, columns: int, gap: int = 2) -> None:
-    """Write images [n, 3, h, w] in [0, 1] as one PNG, `columns` to a row with `gap` pixels of white between."""
+    """Write images [n, 3, h, w] in [0, 1] as one PNG, `columns` to a row, `gap` pixels of white between."""
     images = images.detach().float().clamp(0, 1)
     n, _, h, w = images.shape
     rows = -(-n // columns)

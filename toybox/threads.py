@@ -1,7 +1,8 @@
 """Import before torch: lets idle OpenMP threads sleep instead of spinning.
 
-Where other programs share the cores, a thread that spins at a barrier takes the time that the thread it waits for needs:
-training beside two busy processes was five times slower with libgomp's default. On an idle machine it makes no difference.
+Where other programs share the cores, a thread that spins at a barrier takes the time that the thread it waits
+for needs: training beside two busy processes was five times slower with libgomp's default. On an idle machine
+it makes no difference.
 """
 
 import os

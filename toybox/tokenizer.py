@@ -1,13 +1,14 @@
 """A CLIP tokenizer whose vocabulary is the toybox's: every word of a caption is one token.
 
-Byte-pair encoding as in CLIP (Radford et al. 2021): lower case, "</w>" ends a word, byte-level fallback, so that any text
-at all can be encoded. The merges are learned from the words until each is one token.
+Byte-pair encoding as in CLIP (Radford et al. 2021): lower case, "</w>" ends a word, byte-level fallback, so
+that any text at all can be encoded. The merges are learned from the words until each is one token.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -42,7 +43,7 @@ def learn_merges(words: list[str]) -> list[Pair]:
     spelled = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[Pair] = []
     while any(len(symbols) > 1 for symbols in spelled):
-        counts = Counter(pair for symbols in spelled for pair in zip(symbols, symbols[1:], strict=False))
+        counts = Counter(pair for symbols in spelled for pair in pairwise(symbols))
         pair = min(counts, key=lambda p: (-counts[p], p))  # the alphabet settles ties
         merges.append(pair)
         spelled = [_merge(symbols, pair) for symbols in spelled]
@@ -59,7 +60,7 @@ def make_tokenizer(words: list[str]) -> CLIPTokenizer:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the folder that `CLIPTokenizer.from_pretrained` reads; with vocab.json and merges.txt for older transformers."""
+    """Write what `CLIPTokenizer.from_pretrained` reads, and vocab.json and merges.txt for transformers 4."""
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")

@@ -1,21 +1,22 @@
 """Train the bundled mini prior: from the toybox's pictures to a folder in Stable Diffusion's format.
 
-    python -m toybox.train_prior --stage data                    # 24,000 pictures: about 6 minutes on two cores
-    python -m toybox.train_prior --stage vae --minutes 20        # the autoencoder
-    python -m toybox.train_prior --stage latents                 # encode every picture
-    python -m toybox.train_prior --stage unet --minutes 240      # the denoiser
-    python -m toybox.train_prior --stage export                  # write the prior (any time the denoiser has a checkpoint)
-    python -m toybox.train_prior --stage all                     # all of it
+    python -m toybox.train_prior --stage data                  # 24,000 pictures: 10 minutes on two cores
+    python -m toybox.train_prior --stage vae --minutes 20      # the autoencoder
+    python -m toybox.train_prior --stage latents               # encode every picture: a few minutes
+    python -m toybox.train_prior --stage unet --minutes 240    # the denoiser
+    python -m toybox.train_prior --stage export                # write the prior, at any time in that
+    python -m toybox.train_prior --stage all                   # all of it
 
-Every stage can be killed at any time (SIGTERM, Ctrl-C, power) and continues where it was when started again. --minutes
-is the budget of a stage in all, time used before a restart included: learning rates fall to zero when it is used up. To
-train longer, give more minutes. --new throws a stage's checkpoint away.
+Every stage can be killed at any time (SIGTERM, Ctrl-C, power) and continues where it was when started again.
+--minutes is the budget of a stage in all, time used before a restart included: learning rates fall to zero
+when it is used up. To train longer, give more minutes. --new throws a stage's checkpoint away.
 """
 
 from __future__ import annotations
 
-import toybox.threads  # isort: split  # noqa: F401 - before torch
+import toybox.threads  # noqa: F401 - before torch
 
+# isort: split
 import argparse
 import json
 import os
@@ -46,7 +47,7 @@ CARD = {
     "guidance_scale": 3.0,
     "num_steps": 50,
     "num_points": 4000,
-    "dtype": "float32",
+    "dtype": "auto",
     "prediction_type": "epsilon",
     "prompt": "a hamburger",
     "camera": {"distance": [2.75, 3.35], "fovy": [38.0, 42.0], "elevation": [-12.0, 82.0]},
@@ -89,9 +90,11 @@ def load_denoiser(folder: Path) -> tuple[Denoiser, CLIPTokenizer, int]:
 
 
 def export(vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTokenizer, target: Path) -> int:
-    """Write the prior as a folder that `diffusers.StableDiffusionPipeline` loads, float16 safetensors, with its card.
+    """Write the prior as a folder that `diffusers.StableDiffusionPipeline` loads, float16 safetensors, with
+    its card.
 
-    The folder is built under another name and swapped in at the end; files that this function does not write stay.
+    The folder is built under another name and swapped in at the end; files that this function does not write
+    stay.
 
     Returns:
         its size in bytes.

@@ -138,7 +138,7 @@ def start_decoder(vae: AutoencoderTiny) -> None:
 def crop_batch(
     pictures: Pictures, rng: np.random.Generator, n: int, size: int = CROP, indices: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Random crops of training pictures on random backgrounds, [n, 3, size, size] in [0, 1], channels last."""
+    """Random crops of training pictures on random backgrounds, [n, 3, size, size] in [0, 1]."""
     rows = rng.choice(pictures.train if indices is None else indices, size=n)
     image = composite(pictures.crops(rows, size, rng), random_backgrounds(n, rng))
     return torch.from_numpy(image).permute(0, 3, 1, 2)

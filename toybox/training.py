@@ -1,4 +1,4 @@
-"""What the training stages share: a run bounded by time that can be killed and resumed, averaged weights, schedules."""
+"""What the training stages share: runs bounded by time that can be killed and resumed, averaged weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKPOINT_EVERY = 120.0  # seconds
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop (SIGTERM, Ctrl-C); its checkpoint is written. Exit status 143, as for SIGTERM."""
+    """The run was asked to stop (SIGTERM, Ctrl-C); its checkpoint is written. Exit status 143."""
 
     def __init__(self, name: str):
         super().__init__(143)
@@ -70,10 +70,10 @@ class Ema:
 class Run:
     """Training steps until a budget is used up. Iterate over it; each item is the step's number.
 
-    The budget is wall time, or a number of steps when `steps` is given. `fraction` says how much of it is used (0 to
-    1), and schedules are functions of it, so that they end when the budget ends, however fast the machine is. Time
-    used before a resume counts. A checkpoint is written every two minutes, at the end, and when the process is asked to
-    stop; it holds `parts`, both random generators and the time used.
+    The budget is wall time, or a number of steps when `steps` is given. `fraction` says how much of it is
+    used (0 to 1), and schedules are functions of it, so that they end when the budget ends, however fast the
+    machine is. Time used before a resume counts. A checkpoint is written every two minutes, at the end, and
+    when the process is asked to stop; it holds `parts`, both random generators and the time used.
 
     Args:
         name: for the log.
@@ -169,7 +169,7 @@ class Run:
 
 
 def warm_cosine(fraction: float, warm: float = 0.02, floor: float = 0.0) -> float:
-    """Factor on the learning rate: linear from 0 to 1 over `warm` of the budget, then half a cosine down to `floor`."""
+    """Factor on the learning rate: linear to 1 over `warm` of the budget, then half a cosine to `floor`."""
     if fraction < warm:
         return max(fraction / warm, 0.02)
     x = (fraction - warm) / (1 - warm)

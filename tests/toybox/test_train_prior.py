@@ -31,7 +31,9 @@ def ellipses(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     for image in out:
         a, b = rng.uniform(0.2, 0.4, 2)
         image[..., 3] = np.where((x / a) ** 2 + (y / b) ** 2 < 1, 255, 0)
-        image[..., :3] = np.where((y > rng.uniform(-0.1, 0.1))[..., None], *rng.integers(0, 256, (2, 1, 1, 3)))
+        image[..., :3] = np.where(
+            (y > rng.uniform(-0.1, 0.1))[..., None], *rng.integers(0, 256, (2, 1, 1, 3))
+        )
     return out
 
 
@@ -142,7 +144,7 @@ def test_any_text_can_be_encoded():
     assert tokenizer.unk_token_id not in tokenizer("zebra? naïve 7!").input_ids[1:-1]
 
 
-# ---------------------------------------------------------------------------------------------- schedules and data
+# -------------------------------------------------------------------------------- schedules and data
 
 
 def test_timesteps_are_stratified():
@@ -173,7 +175,11 @@ def test_captions_drop_words_as_documented():
     }
     assert abs(seen.count("") / 600 - 0.10) < 0.04  # three standard deviations
     label["color"] = "red"
-    assert {training_caption(label, rng) for _ in range(100)} == {"", "a red hamburger", "a red hamburger, back view"}
+    assert {training_caption(label, rng) for _ in range(100)} == {
+        "",
+        "a red hamburger",
+        "a red hamburger, back view",
+    }
 
 
 # ---------------------------------------------------------------------------------------------- autoencoder
@@ -193,7 +199,8 @@ def test_the_encoder_starts_as_a_patch_pca(cache):
     patches = torch.nn.functional.unfold(x, 8, stride=8).permute(0, 2, 1).reshape(-1, 192)
     features = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, 16), torch.ones(len(patches), 1)], 1)
     residual = patches - features @ torch.linalg.lstsq(features, patches).solution
-    # 16 of 192 components of these simple pictures hold 97% of the variance; the added random weights cost some.
+    # 16 of 192 components of these simple pictures hold 97% of the variance; the added random weights cost
+    # some.
     assert residual.square().mean() < 0.1 * patches.var(0).mean()
 
 
@@ -220,7 +227,7 @@ def test_a_resumed_vae_equals_an_uninterrupted_one(cache, trained_vae, tmp_path)
     assert (tmp_path / "vae.png").exists()
 
 
-# ---------------------------------------------------------------------------------------------- denoiser and export
+# -------------------------------------------------------------------------------- denoiser and export
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +238,7 @@ def encoded(cache, trained_vae):
 
 
 def test_latents_are_those_of_the_pictures(cache, encoded):
-    vae, values, labels = encoded
+    _, values, labels = encoded
     assert values.shape == (32, 2, 16, 16, 16) and values.dtype == np.float16
     assert set(labels["object"]) == set(OBJECTS)
     # An object covers the centre, whatever the background: both copies agree there more than at the corner.
