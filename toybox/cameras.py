@@ -10,7 +10,7 @@ ELEVATION = (-12.0, 82.0)  # degrees
 
 
 def orbit(azimuth: float, elevation: float, distance: float, target: np.ndarray | None = None) -> np.ndarray:
-    """Camera to world ``[4, 4]`` float32, OpenGL axes. Angles in degrees: azimuth 0 looks from +x, 90 from +y."""
+    """Camera to world ``[4, 4]`` float32, OpenGL axes. Degrees; azimuth 0 looks from +x, 90 from +y."""
     a, e = np.radians(azimuth), np.radians(elevation)
     back = np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
     target = np.zeros(3) if target is None else np.asarray(target, float)
@@ -24,8 +24,8 @@ def orbit(azimuth: float, elevation: float, distance: float, target: np.ndarray 
 def sample(rng: np.random.Generator) -> tuple[float, float, float, float]:
     """A camera for training data: azimuth, elevation (degrees), distance, vertical field of view (degrees).
 
-    A fifth of the pictures look from above 60 degrees, where captions say "overhead view"; the rest crowd the heights
-    from which people look at things.
+    A fifth of the pictures look from above 60 degrees, where captions say "overhead view"; the rest crowd
+    the heights from which people look at things.
     """
     azimuth = rng.uniform(-180.0, 180.0)
     if rng.random() < 0.2:

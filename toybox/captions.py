@@ -1,4 +1,4 @@
-"""Words for the toybox: ten colours, the things' names, threestudio's direction words; captions out and specifications in."""
+"""Words for the toybox: ten colours, the things' names, direction words; captions out, specifications in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ VIEWS = ("side", "front", "back", "overhead")  # threestudio's direction2idx
 
 
 def direction(elevation: float, azimuth: float) -> str:
-    """threestudio's direction word for a camera (degrees): overhead above 60, front within 45 of azimuth 0, back beyond 135."""
+    """threestudio's direction word for a camera (degrees).
+
+    Overhead above elevation 60, else front within 45 of azimuth 0, back beyond 135, and side between.
+    """
     if elevation > 60:
         return "overhead"
     azimuth = (azimuth + 180) % 360 - 180
@@ -30,7 +33,10 @@ def direction(elevation: float, azimuth: float) -> str:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for; ``color`` is the thing's own when the prompt names none, ``part_color`` and ``view`` may be None."""
+    """What a prompt asks for.
+
+    ``color`` is the thing's own when the prompt names none; the other three may be None.
+    """
 
     object: str
     color: str
@@ -94,7 +100,7 @@ def parse(prompt: str) -> Spec:
     """What a prompt of the toybox asks for.
 
     Raises:
-        ValueError: the prompt names no thing of the toybox; the message lists the nearest names and all of them.
+        ValueError: the prompt names no thing of the toybox; the message lists the nearest and all.
     """
     from .objects import OBJECTS, POSES
 

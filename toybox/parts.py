@@ -1,10 +1,11 @@
 """The vocabulary things are made of: coloured solids, added to or carved out of one another.
 
-A part is one row of a float32 table, so that a whole object travels into compiled code as one array ``[P, COLUMNS]``.
-Rows are applied in order: a ``carved`` part removes material from everything *above* it in the list only, so a mug's hole
-is cut before its handle is added.
+A part is one row of a float32 table, so that a whole object travels into compiled code as one array
+``[P, COLUMNS]``. Rows are applied in order: a ``carved`` part removes material from everything *above* it in
+the list only, so a mug's hole is cut before its handle is added.
 
-Units: an object spans the unit ball (none reaches beyond 1.06), z is up, its front faces +x (the cameras' azimuth 0), its left side +y.
+Units: an object spans the unit ball (none reaches beyond 1.06), z is up, its front faces +x (the cameras'
+azimuth 0), its left side +y.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ COLUMNS = 30
 
 
 def rotation(roll: float = 0.0, pitch: float = 0.0, yaw: float = 0.0) -> np.ndarray:
-    """Rotation matrix ``[3, 3]`` turning by ``roll`` about x, then ``pitch`` about y, then ``yaw`` about z (degrees)."""
+    """Rotation matrix ``[3, 3]`` that rolls about x, then pitches about y, then yaws about z (degrees)."""
     r, p, y = np.radians([roll, pitch, yaw])
     about_x = np.array([[1, 0, 0], [0, np.cos(r), -np.sin(r)], [0, np.sin(r), np.cos(r)]])
     about_y = np.array([[np.cos(p), 0, np.sin(p)], [0, 1, 0], [-np.sin(p), 0, np.cos(p)]])
@@ -83,23 +84,29 @@ def ball(radius: float | Vec, at: Vec, color: Color, **how) -> np.ndarray:
     return _part(ELLIPSOID, radii, radii.max(), at, color, **how)
 
 
-def box(half: Vec, at: Vec, color: Color, round: float = 0.02, **how) -> np.ndarray:  # noqa: A002 - the field's word
+def box(half: Vec, at: Vec, color: Color, round: float = 0.02, **how) -> np.ndarray:
     """A box with half widths ``half`` (its rounded edges stay inside them)."""
     return _part(BOX, (*half, min(round, 0.95 * min(half))), float(np.linalg.norm(half)), at, color, **how)
 
 
-def cylinder(radius: float, half: float, at: Vec, color: Color, round: float = 0.015, **how) -> np.ndarray:  # noqa: A002
+def cylinder(radius: float, half: float, at: Vec, color: Color, round: float = 0.015, **how) -> np.ndarray:
     """An upright cylinder of half height ``half``."""
     size = (radius, half, 0.0, min(round, 0.95 * min(radius, half)))
     return _part(CYLINDER, size, float(np.hypot(radius, half)), at, color, **how)
 
 
-def cone(bottom: float, top: float, half: float, at: Vec, color: Color, round: float = 0.01, **how) -> np.ndarray:  # noqa: A002
+def cone(
+    bottom: float, top: float, half: float, at: Vec, color: Color, round: float = 0.01, **how
+) -> np.ndarray:
     """An upright cone frustum of half height ``half``, radius ``bottom`` below and ``top`` above."""
-    return _part(CONE, (bottom, top, half, round), float(np.hypot(max(bottom, top), half)) + round, at, color, **how)
+    return _part(
+        CONE, (bottom, top, half, round), float(np.hypot(max(bottom, top), half)) + round, at, color, **how
+    )
 
 
-def limb(start: Vec, end: Vec, radius: float, color: Color, end_radius: float | None = None, **how) -> np.ndarray:
+def limb(
+    start: Vec, end: Vec, radius: float, color: Color, end_radius: float | None = None, **how
+) -> np.ndarray:
     """A rounded rod from ``start`` to ``end``, tapering to ``end_radius``."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     end_radius = radius if end_radius is None else end_radius
@@ -139,7 +146,7 @@ def waffle(color: Color, around: int, up: float, width: float = 0.2):
 
 
 def spread(count: int, low: float = -1.0, high: float = 1.0, phase: float = 0.0) -> np.ndarray:
-    """``[count, 3]`` unit vectors evenly spread over the band ``low <= z <= high`` of the sphere (Fibonacci spiral)."""
+    """``[count, 3]`` unit vectors, even over the band ``low <= z <= high`` (Fibonacci spiral)."""
     z = high - (high - low) * (np.arange(count) + 0.5) / count
     angle = phase + np.arange(count) * np.pi * (3 - np.sqrt(5))
     r = np.sqrt(np.maximum(0, 1 - z**2))

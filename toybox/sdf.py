@@ -1,7 +1,7 @@
 """Signed distance to a table of parts, and a sphere tracer that draws it (Hart 1996), compiled with Numba.
 
-Pictures are RGBA with straight alpha, so that training can put any background behind them. Pixels on an outline or on a
-sharp change of colour are traced again with four rays.
+Pictures are RGBA with straight alpha, so that training can put any background behind them. Pixels on an
+outline or on a sharp change of colour are traced again with four rays.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _second_color(parts, i, x, y, z):
 
 @njit(fastmath=True, cache=True)
 def _trace(parts, all_rows, rows, ox, oy, oz, dx, dy, dz, out):
-    """Shade one ray into ``out[3]``; returns whether it hit. ``rows`` is scratch space for the parts that the ray can meet."""
-    # Only parts whose ball the ray pierces can be hit: march through those alone, and only between their balls.
+    """Shade one ray into ``out[3]``; returns whether it hit. ``rows``: scratch space, one number per part."""
+    # Only parts whose ball the ray pierces can be hit: march through those alone, between their balls.
     count = 0
     t, end = 1e9, 0.0
     for i in all_rows:
@@ -225,7 +225,12 @@ def _render(parts, c2w, focal, size):
                 elif hit[r, c] > 0.0:
                     for k in range(3):
                         edge = edge or abs(color[r, c, k] - color[row, column, k]) > EDGE
-            red, green, blue, n = color[row, column, 0], color[row, column, 1], color[row, column, 2], hit[row, column]
+            red, green, blue, n = (
+                color[row, column, 0],
+                color[row, column, 1],
+                color[row, column, 2],
+                hit[row, column],
+            )
             rays = 1.0
             if edge:
                 red, green, blue, n, rays = 0.0, 0.0, 0.0, 0.0, 4.0
@@ -265,7 +270,9 @@ def render(parts: np.ndarray, c2w: np.ndarray, fovy_deg: float, size: int) -> np
         uint8 RGBA ``[size, size, 4]``, straight alpha, row 0 on top.
     """
     focal = 0.5 * size / math.tan(math.radians(fovy_deg) / 2)
-    return _render(np.ascontiguousarray(parts, np.float32), np.ascontiguousarray(c2w, np.float32), focal, size)
+    return _render(
+        np.ascontiguousarray(parts, np.float32), np.ascontiguousarray(c2w, np.float32), focal, size
+    )
 
 
 def distance(parts: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -16,7 +16,9 @@ from .sdf import render
 SIDES = ((0, 15), (40, 25), (90, 15), (180, 15), (0, 75))
 
 
-def picture(parts: np.ndarray, azimuth: float, elevation: float, size: int, distance: float = 3.05) -> np.ndarray:
+def picture(
+    parts: np.ndarray, azimuth: float, elevation: float, size: int, distance: float = 3.05
+) -> np.ndarray:
     """One view on white, uint8 RGB ``[size, size, 3]``."""
     rgba = render(parts, orbit(azimuth, elevation, distance), FOVY, size).astype(np.float32)
     alpha = rgba[..., 3:] / 255.0
@@ -50,7 +52,9 @@ def main() -> None:
     unknown = [name for name in args.names if name not in OBJECTS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}. The toybox holds: {', '.join(OBJECTS)}")
-    sheet(args.names or list(OBJECTS), None if args.color == "own" else args.color, args.size, args.columns).save(args.out)
+    sheet(
+        args.names or list(OBJECTS), None if args.color == "own" else args.color, args.size, args.columns
+    ).save(args.out)
     print(args.out)
 
 

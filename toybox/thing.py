@@ -33,7 +33,7 @@ class Thing:
         name: the word for it in captions.
         default_color: the colour of its main part when a prompt names none; a key of ``COLORS``.
         view_groups: the directions, those that look alike together.
-        part_option: the part that a caption may give a colour of its own ("a snowman with a red hat"), or None.
+        part_option: the part that captions may colour ("a snowman with a red hat"), or None.
         default_part: that part's colour when no caption names it; None: the main colour.
         draw: ``(main, part, rng, **options) -> parts``, colours as RGB.
     """

@@ -26,7 +26,9 @@ def test_exact_distances():
     """Balls, boxes, rods and rings against their textbook distances."""
     x = points()
     ball = parts.table([parts.ball(0.4, (0.1, -0.2, 0.3), GREY)])
-    np.testing.assert_allclose(sdf.distance(ball, x), np.linalg.norm(x - (0.1, -0.2, 0.3), axis=1) - 0.4, atol=2e-6)
+    np.testing.assert_allclose(
+        sdf.distance(ball, x), np.linalg.norm(x - (0.1, -0.2, 0.3), axis=1) - 0.4, atol=2e-6
+    )
 
     cube = parts.table([parts.box((0.3, 0.2, 0.5), (0, 0, 0), GREY, round=0.0)])
     q = np.abs(x) - (0.3, 0.2, 0.5)
@@ -91,7 +93,7 @@ def test_a_ball_is_seen_at_its_true_size():
 
 
 def test_azimuth_and_image_axes():
-    """A ball at +y is on the right when seen from +x, one at +z is on top: the axes of threestudio's cameras."""
+    """A ball at +y is on the right when seen from +x, one at +z is on top: the axes of the host's cameras."""
     for at, (row, column) in (((0, 0.6, 0), (32, 48)), ((0, 0, 0.6), (16, 32)), ((0.6, 0, 0), (32, 32))):
         alpha = sdf.render(parts.table([parts.ball(0.1, at, GREY)]), orbit(0, 0, 3.0), 2 * 20.0, 64)[..., 3]
         centre = np.argwhere(alpha > 0).mean(0)
@@ -110,7 +112,9 @@ def test_same_seed_same_picture():
 
 def view(name: str, azimuth: float, elevation: float) -> np.ndarray:
     thing = OBJECTS[name]
-    rgba = sdf.render(thing.build(thing.default_color, np.random.default_rng(0)), orbit(azimuth, elevation, 3), FOVY, 64)
+    rgba = sdf.render(
+        thing.build(thing.default_color, np.random.default_rng(0)), orbit(azimuth, elevation, 3), FOVY, 64
+    )
     return rgba[..., :3] * (rgba[..., 3:] / 255.0)
 
 
@@ -133,7 +137,9 @@ def test_the_main_colour_shows_from_every_side(name):
     """Change the main colour and the picture changes, wherever one looks from."""
     for azimuth, elevation in ((0, 10), (90, 10), (180, 10), (0, 80)):
         pair = [
-            sdf.render(OBJECTS[name].build(c, np.random.default_rng(0)), orbit(azimuth, elevation, 3), FOVY, 64)
+            sdf.render(
+                OBJECTS[name].build(c, np.random.default_rng(0)), orbit(azimuth, elevation, 3), FOVY, 64
+            )
             for c in ("red", "blue")
         ]
         opaque = pair[0][..., 3] > 128
@@ -146,8 +152,18 @@ def test_the_main_colour_shows_from_every_side(name):
 
 @pytest.mark.parametrize(
     ("elevation", "azimuth", "word"),
-    [(0, 0, "front"), (0, 44.9, "front"), (0, 45, "side"), (0, -135, "side"), (0, 135.1, "back"), (60, 0, "front"),
-     (60.1, 0, "overhead"), (10, 360, "front"), (10, 180, "back"), (-10, -90, "side")],
+    [
+        (0, 0, "front"),
+        (0, 44.9, "front"),
+        (0, 45, "side"),
+        (0, -135, "side"),
+        (0, 135.1, "back"),
+        (60, 0, "front"),
+        (60.1, 0, "overhead"),
+        (10, 360, "front"),
+        (10, 180, "back"),
+        (-10, -90, "side"),
+    ],
 )
 def test_direction_words(elevation, azimuth, word):
     assert direction(elevation, azimuth) == word
@@ -158,7 +174,9 @@ def test_captions_read_well():
     assert caption("snowman", "white", "red", "front") == "a white snowman with a red hat, front view"
     assert caption("airplane", "white", drop_color=True) == "an airplane"
     assert caption("rocket", "white", "blue", "side") == "a white rocket with blue fins, side view"
-    assert caption("person", "red", "blue", "back") == "a person with a red shirt and blue trousers, back view"
+    assert (
+        caption("person", "red", "blue", "back") == "a person with a red shirt and blue trousers, back view"
+    )
 
 
 def test_prompts_come_back_from_captions():
@@ -177,5 +195,5 @@ def test_a_prompt_without_colour_means_the_things_own():
 
 
 def test_unknown_thing_lists_neighbours():
-    with pytest.raises(ValueError, match="Did you mean.*mug.*It knows:"):
+    with pytest.raises(ValueError, match=r"Did you mean.*mug.*It knows:"):
         parse("a mugg")

@@ -10,20 +10,37 @@ from ..thing import DARK, FRONT_ONLY, GLASS, LIGHT, contrast, darker, thing, var
 
 @thing("house", "yellow", part_option="roof")
 def house(walls, roof, rng):
-    """Walls with corner posts; a door, two windows and a lamp in front, a window at each side, one at the back; roof, chimney."""
+    """Walls, a tiled roof and a chimney; a door and two windows in front, a window at each side and behind."""
     d, w, h = 0.46 * vary(rng), 0.60 * vary(rng), 0.36
     floor = -0.74
     top = floor + 2 * h
     frame = contrast(walls)
     rows = [box((d, w, h), (0, 0, floor + h), walls, round=0.01)]
     # The gable: a wall-coloured block turned by 45 degrees about y-parallel ridge, under two roof slabs.
-    rows.append(box((0.36 * d / 0.46, w, 0.36 * d / 0.46), (0, 0, top - 0.06), walls, turn=rotation(pitch=45), round=0.01))
+    rows.append(
+        box(
+            (0.36 * d / 0.46, w, 0.36 * d / 0.46),
+            (0, 0, top - 0.06),
+            walls,
+            turn=rotation(pitch=45),
+            round=0.01,
+        )
+    )
     for side in (-1, 1):
         slope = rotation(pitch=side * 42)
         tiles = bands(darker(roof, 0.6), 9, 0.5, 0.2)
         # The slab's own z must run down the slope for its bands to be rows of tiles.
         lie = slope @ rotation(pitch=90)
-        rows.append(box((0.045, w * 1.14, 0.44), (side * 0.29, 0, top + 0.22), roof, turn=lie, round=0.015, paint=tiles))
+        rows.append(
+            box(
+                (0.045, w * 1.14, 0.44),
+                (side * 0.29, 0, top + 0.22),
+                roof,
+                turn=lie,
+                round=0.015,
+                paint=tiles,
+            )
+        )
     rows.append(box((0.09, 0.09, 0.22), (-0.24, -0.32, top + 0.36), (0.55, 0.22, 0.16), round=0.01))
     rows.append(box((0.11, 0.11, 0.03), (-0.24, -0.32, top + 0.58), LIGHT, round=0.01))
     # Front
@@ -60,6 +77,13 @@ def lighthouse(tower, _part, rng):
     ]
     for k in range(8):
         a = 2 * np.pi * (k + 0.5) / 8
-        rows.append(limb((0.29 * np.cos(a), 0.29 * np.sin(a), 0.45), (0.29 * np.cos(a), 0.29 * np.sin(a), 0.58), 0.016, DARK))
+        rows.append(
+            limb(
+                (0.29 * np.cos(a), 0.29 * np.sin(a), 0.45),
+                (0.29 * np.cos(a), 0.29 * np.sin(a), 0.58),
+                0.016,
+                DARK,
+            )
+        )
     rows.append(ring(0.29, 0.017, (0, 0, 0.58), DARK))
     return rows

@@ -19,7 +19,12 @@ def hamburger(bun, _part, rng):
         box((1, 1, 0.4), (0, 0, dome_at - 0.37), bun, carve=True),
         ball((w * 1.04, w * 1.04, 0.09), (0, 0, 0.05), (0.25, 0.72, 0.18)),
         cylinder(w * 0.98, 0.045, (0, 0, -0.05), (0.85, 0.16, 0.10), round=0.04),
-        box((w * 0.78, w * 0.78, 0.022), (0, 0, -0.12), (1.0, 0.80, 0.10), turn=rotation(yaw=45 + rng.uniform(-20, 20))),
+        box(
+            (w * 0.78, w * 0.78, 0.022),
+            (0, 0, -0.12),
+            (1.0, 0.80, 0.10),
+            turn=rotation(yaw=45 + rng.uniform(-20, 20)),
+        ),
         cylinder(w * 1.0, 0.09, (0, 0, -0.23), (0.26, 0.12, 0.06), round=0.08),
         cylinder(w * 0.97, 0.13, (0, 0, -0.44), bun, round=0.11),
     ]
@@ -61,7 +66,9 @@ def cupcake(icing, cherry, rng):
         r = w * (1.14 if u[2] < 0.25 else 0.90 if u[2] < 0.6 else 0.6)
         z = -0.06 + 0.20 * u[2] if u[2] < 0.25 else 0.20 if u[2] < 0.6 else 0.42
         flat = np.hypot(u[0], u[1])
-        hue = ((1, 0.9, 0.1), (0.1, 0.45, 0.95), (1, 1, 1) if np.mean(icing) < 0.8 else (0.9, 0.1, 0.3))[n % 3]
+        hue = ((1, 0.9, 0.1), (0.1, 0.45, 0.95), (1, 1, 1) if np.mean(icing) < 0.8 else (0.9, 0.1, 0.3))[
+            n % 3
+        ]
         rows.append(ball(0.03, (r * u[0] / flat, r * u[1] / flat, z), hue))
     return rows
 
@@ -71,12 +78,22 @@ def ice_cream(scoop, cherry, rng):
     """A waffle cone, two scoops, a cherry."""
     w = 0.40 * vary(rng)
     return [
-        cone(0.05, w * 0.92, 0.46, (0, 0, -0.46), (0.85, 0.60, 0.28), paint=waffle((0.55, 0.33, 0.12), 10, 4.0, 0.16)),
+        cone(
+            0.05,
+            w * 0.92,
+            0.46,
+            (0, 0, -0.46),
+            (0.85, 0.60, 0.28),
+            paint=waffle((0.55, 0.33, 0.12), 10, 4.0, 0.16),
+        ),
         ring(w * 0.86, 0.10, (0, 0, 0.02), scoop),
         ball(w, (0, 0, 0.18), scoop),
         ball(w * 0.82, (0, 0, 0.55), scoop, blend=0.05),
         ball(0.12, (0, 0, 0.93), cherry),
-    ] + [ball(0.035, (0.8 * w * u[0], 0.8 * w * u[1], 0.55 + 0.8 * w * u[2]), contrast(scoop)) for u in spread(14, -0.2, 0.8)]
+    ] + [
+        ball(0.035, (0.8 * w * u[0], 0.8 * w * u[1], 0.55 + 0.8 * w * u[2]), contrast(scoop))
+        for u in spread(14, -0.2, 0.8)
+    ]
 
 
 @thing("mushroom", "red", view_groups=ROUND)
@@ -85,7 +102,9 @@ def mushroom(cap, _part, rng):
     w = 0.70 * vary(rng)
     rows = [
         ball((w, w, 0.52), (0, 0, 0.20), cap),
-        box((1, 1, 0.5), (0, 0, -0.32), (0.88, 0.80, 0.66), carve=True, paint=sectors((0.70, 0.58, 0.44), 40)),
+        box(
+            (1, 1, 0.5), (0, 0, -0.32), (0.88, 0.80, 0.66), carve=True, paint=sectors((0.70, 0.58, 0.44), 40)
+        ),
         cone(0.26, 0.17, 0.42, (0, 0, -0.38), (0.93, 0.89, 0.78)),
         ring(0.19, 0.045, (0, 0, -0.10), (0.98, 0.96, 0.88)),
     ]
@@ -154,4 +173,3 @@ def cactus(skin, pot, rng):
         rows.append(ball(0.07, (0.09 * np.cos(a), 0.09 * np.sin(a), 0.83), flower))
     rows.append(ball(0.06, (0, 0, 0.87), (0.99, 0.85, 0.2)))
     return rows
-

@@ -28,7 +28,15 @@ def rocket(hull, fins, rng):
         yaw = 180 + 120 * k
         a = np.radians(yaw)
         at = (0.34 * np.cos(a), 0.34 * np.sin(a), -0.50)
-        rows.append(box((0.20, 0.035, 0.17), at, fins, turn=rotation(pitch=0, yaw=yaw) @ rotation(pitch=28), round=0.02))
+        rows.append(
+            box(
+                (0.20, 0.035, 0.17),
+                at,
+                fins,
+                turn=rotation(pitch=0, yaw=yaw) @ rotation(pitch=28),
+                round=0.02,
+            )
+        )
     for k in range(10):
         a = 2 * np.pi * (k + 0.5) / 10
         rows.append(ball(0.026, (w * 0.96 * np.cos(a), w * 0.96 * np.sin(a), -0.04), trim))
@@ -37,7 +45,7 @@ def rocket(hull, fins, rng):
 
 @thing("car", "red")
 def car(body, _part, rng):
-    """Bonnet, cabin with windows, four wheels; lamps and a grille in front, tail lamps and a number plate behind."""
+    """Bonnet, cabin with windows, wheels; lamps and a grille in front, tail lamps and a number plate behind."""
     w = 0.42 * vary(rng)
     rows = [
         box((0.88, w, 0.17), (0, 0, -0.16), body, round=0.09),
@@ -52,10 +60,18 @@ def car(body, _part, rng):
         for y in (-w, w):
             turn = rotation(roll=90)
             rows.append(cylinder(0.21, 0.09, (x, y, -0.34), DARK, turn=turn, round=0.05))
-            rows.append(cylinder(0.10, 0.10, (x, y, -0.34), STEEL, turn=turn, paint=sectors(DARK, 5, 0.0, 0.35)))
+            rows.append(
+                cylinder(0.10, 0.10, (x, y, -0.34), STEEL, turn=turn, paint=sectors(DARK, 5, 0.0, 0.35))
+            )
     for y in (-w * 0.68, w * 0.68):
         rows.append(ball((0.06, 0.085, 0.075), (0.86, y, -0.12), (1.0, 0.96, 0.70)))
-        rows.append(box((0.03, 0.08, 0.05), (-0.87, y, -0.10), (0.95, 0.08, 0.08) if body[0] < 0.7 or body[1] > 0.4 else (1, 0.75, 0.1)))
+        rows.append(
+            box(
+                (0.03, 0.08, 0.05),
+                (-0.87, y, -0.10),
+                (0.95, 0.08, 0.08) if body[0] < 0.7 or body[1] > 0.4 else (1, 0.75, 0.1),
+            )
+        )
     rows.append(box((0.03, 0.14, 0.05), (0.87, 0, -0.20), DARK, paint=bands(STEEL, 22, 0, 0.4)))
     rows.append(box((0.03, 0.13, 0.05), (-0.87, 0, -0.18), LIGHT))
     return rows
@@ -70,7 +86,13 @@ def boat(hull, sail, rng):
         box((0.4, 0.6, 0.6), (-1.02, 0, -0.4), hull, carve=True),
         box((1.2, 0.6, 0.4), (0, 0, 0.02), hull, carve=True),
         # Mainsail and jib: one sheet, cut along the two lines that fall from the mast's top.
-        box((0.56, 0.024, 0.48), (-0.04, 0, 0.30), sail, round=0.01, paint=bands(darker(sail, 0.7), 2.6, 0.3, 0.2)),
+        box(
+            (0.56, 0.024, 0.48),
+            (-0.04, 0, 0.30),
+            sail,
+            round=0.01,
+            paint=bands(darker(sail, 0.7), 2.6, 0.3, 0.2),
+        ),
         box((0.63, 0.3, 0.3), (-0.542, 0, 0.463), sail, turn=rotation(pitch=-57.2), carve=True),
         box((0.60, 0.3, 0.3), (0.536, 0, 0.438), sail, turn=rotation(pitch=62.6), carve=True),
         box((0.02, 0.22, 0.05), (-0.60, 0, -0.42), contrast(hull)),
@@ -99,7 +121,13 @@ def airplane(hull, wings, rng):
         box((0.14, 0.03, 0.19), (-0.74, 0, 0.22), wings, turn=rotation(pitch=-18), round=0.025),
         ball((0.20, 0.15, 0.12), (0.40, 0, 0.15), GLASS),
         ball(0.085, (0.88, 0, 0), DARK),
-        box((0.025, 0.30, 0.04), (0.87, 0, 0), (0.45, 0.28, 0.12), turn=rotation(roll=rng.uniform(20, 70)), round=0.01),
+        box(
+            (0.025, 0.30, 0.04),
+            (0.87, 0, 0),
+            (0.45, 0.28, 0.12),
+            turn=rotation(roll=rng.uniform(20, 70)),
+            round=0.01,
+        ),
     ]
     for y in (-0.45, 0.45):
         rows.append(ball((0.24, 0.10, 0.10), (0.18, y, -0.10), hull))
