@@ -10,7 +10,7 @@ from ..thing import DARK, FRONT_ONLY, GLASS, LIGHT, contrast, darker, thing, var
 
 @thing("house", "yellow", part_option="roof")
 def house(walls, roof, rng):
-    """Walls, a tiled roof and a chimney; a door and two windows in front, a window at each side and behind."""
+    """Walls, a tiled roof and a chimney; door and two windows in front, a window at each side and behind."""
     d, w, h = 0.46 * vary(rng), 0.60 * vary(rng), 0.36
     floor = -0.74
     top = floor + 2 * h

@@ -45,7 +45,7 @@ def rocket(hull, fins, rng):
 
 @thing("car", "red")
 def car(body, _part, rng):
-    """Bonnet, cabin with windows, wheels; lamps and a grille in front, tail lamps and a number plate behind."""
+    """Bonnet, glazed cabin, wheels; lamps and a grille in front, tail lamps and a number plate behind."""
     w = 0.42 * vary(rng)
     rows = [
         box((0.88, w, 0.17), (0, 0, -0.16), body, round=0.09),
