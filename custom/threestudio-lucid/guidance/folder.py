@@ -135,7 +135,7 @@ def fetch(repository: str, *, weights: bool) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise UserError(
             f"The prior {repository!r} is no folder here, not in the hub's local cache, and cannot be "
             f"fetched ({type(error).__name__}: {reason}). Check the name and the network, "

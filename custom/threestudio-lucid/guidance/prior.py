@@ -218,13 +218,16 @@ class Prior:
             if self.single_file:
                 model = self._from_single_file(name, cls).to(dtype)
             else:
-                argument = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
+                is_diffusers = cls.__module__.startswith("diffusers")
+                options = {"torch_dtype": dtype} if is_diffusers else {"dtype": dtype}
+                if not is_diffusers:
+                    options["ignore_mismatched_sizes"] = True  # then the report names them
                 model, report = cls.from_pretrained(
                     self.source / name,
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
-                    **{argument: dtype},
+                    **options,
                 )
                 _check_report(self.source / name, report)
             return model.to(self.device).eval().requires_grad_(False)
@@ -323,7 +326,7 @@ def _check_report(folder: Path, report: dict) -> None:
     wrong = [
         key for kind in ("missing_keys", "mismatched_keys", "error_msgs") for key in report.get(kind, ())
     ]
-    wrong = [str(key) for key in wrong if "position_ids" not in str(key)]
+    wrong = [key if isinstance(key, str) else str(key[0]) for key in wrong if "position_ids" not in str(key)]
     if wrong:
         listed = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise UserError(
@@ -340,9 +343,9 @@ def _loading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).split(" If you want")[0][:300]
         raise UserError(
-            f"{path} cannot be loaded: its weights or tokenizer do not fit its config, or a file is damaged. "
+            f"{path} cannot be loaded: what it holds does not fit its config, or a file is damaged. "
             f"({type(error).__name__}: {reason})"
         ) from error
 
