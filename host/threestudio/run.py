@@ -135,7 +135,15 @@ def _run(request: Request) -> None:
 
 def _train(trainer: pl.Trainer, system: BaseSystem, datamodule: Any, resume: str | None) -> None:
     with _interruptible(trainer):
-        trainer.fit(system, datamodule=datamodule, ckpt_path=resume)
+        try:
+            trainer.fit(system, datamodule=datamodule, ckpt_path=resume)
+        except ValueError as error:
+            if "loaded state dict" not in str(error):  # what torch says of an optimizer's state
+                raise
+            raise CheckpointError(
+                f"{resume} was made with another optimizer: its state does not fit system.optimizer; "
+                f"system.weights={resume} starts a new training with its weights."
+            ) from error
         trainer.test(system, datamodule=datamodule, verbose=False)
 
 
@@ -160,9 +168,12 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from error
-        raise
+        if not trainer.interrupted:
+            raise
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
+        if trainer.is_global_zero and checkpoint:
+            print(f"Continue with --train resume={checkpoint}", file=sys.stderr)
+        raise KeyboardInterrupt from error
 
 
 def _read_checkpoint(cfg: ExperimentConfig, stage: str) -> tuple[int, int]:

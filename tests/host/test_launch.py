@@ -300,3 +300,15 @@ def test_a_real_threestudio_is_handed_the_command(tmp_path, root):
     command = [sys.executable, str(root / "launch.py"), "--config", "x.yaml", "--gradio"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "the real one ['--config', 'x.yaml', '--gradio']\n", done.stderr
+
+
+def test_another_optimizer_cannot_take_over(launch, capfd):
+    assert launch("--config", "tiny.yaml", "--train") == 0
+    other = ("system.optimizer.params.weight.lr=0.1", "system.optimizer.params.note={}")
+    resume = f"resume={trial()}/ckpts/epoch=0-step=2.ckpt"
+    Path("custom/tiny/__init__.py").write_text(
+        TINY.replace("self.weight =", "self.note = 'text'\n        self.weight =")
+    )
+    assert launch("--config", "tiny.yaml", "--train", "tag=b", resume, *other) == 2
+    assert "another optimizer" in capfd.readouterr().err
+    assert not list(Path("outputs/tiny").glob("b@*"))

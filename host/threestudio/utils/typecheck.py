@@ -9,7 +9,7 @@ from typing import Any
 
 from threestudio.utils.errors import CommandLineError
 
-# Configs hold OmegaConf nodes in place of the lists and dicts that are annotated, and are checked when they are
+# Configs hold OmegaConf nodes in place of the lists and dicts that are annotated, and are checked when
 # parsed; so the plumbing around them is left out here.
 _SKIPPED = ("threestudio.utils", "threestudio.run", "threestudio.extensions")
 
