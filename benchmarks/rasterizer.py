@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio_lucid.rasterizer import Render, kernels, rasterize, threads
+from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, threads
 
 f32 = np.float32
 
@@ -52,9 +52,9 @@ def _tight_loop(start, stop, repeats, scratch):
     for piece in range(start, stop):
         tile = scratch[piece]
         for repeat in range(repeats):
-            dx0 = f32(-16) - f32(repeat % 3)
             for chunk in range(kernels.TILE_PIXELS // kernels.LANES):
                 base = np.uint64(chunk * kernels.LANES)
+                dx0 = f32(chunk - 16 - repeat % 3)
                 for lane in range(kernels.LANES):
                     i = base + np.uint64(lane)
                     dx = dx0 + f32(lane)
@@ -117,6 +117,34 @@ def make_scene(num: int, size: int, views: int, scale: float) -> dict[str, Tenso
         "height": size,
         "background": torch.ones(3),
     }
+
+
+@kernels._kernel("void(i8, i8, i8[::1], i4[::1], f4[:,::1], i8, i8, i8, i8[::1])")
+def _count_visited(start, stop, tile_starts, entry_splats, records, height, tiles_x, tiles_y, counts):
+    """counts[tile]: pixels that compositing looks at if nothing stops early."""
+    batch, spans = np.empty((1, kernels.RECORD), np.float32), np.empty((1, 3), np.int64)
+    for tile in range(start, stop):
+        counts[tile] = 0
+        x0 = f32(tile % tiles_x * kernels.TILE_W)
+        y0 = tile // tiles_x % tiles_y * kernels.TILE_H
+        rows = f32(min(kernels.TILE_H, height - y0))
+        for entry in range(tile_starts[tile], tile_starts[tile + 1]):
+            kernels._load_batch(records, entry_splats, entry, entry + 1, x0, f32(y0), rows, batch, spans)
+            counts[tile] += (spans[0, 1] - spans[0, 0]) * spans[0, 2] * kernels.LANES
+
+
+def count_visited(scene: dict, render: Render) -> int:
+    """Pixel-Gaussian pairs that the kernels evaluate to find those that count."""
+    splats = (render.info[name].detach().numpy() for name in ("means2d", "depths", "conics"))
+    colors = scene["colors"].detach().numpy()[None]
+    bins = cpu._Bins(*splats, scene["opacities"].detach().numpy(), colors, scene["width"], scene["height"])
+    counts = np.empty(bins.num_tiles, np.int64)
+    _, height, tiles_x, tiles_y = bins.shape
+    threads.run(
+        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records, height, tiles_x,
+        tiles_y, counts,
+    )  # fmt: skip
+    return int(counts.sum())
 
 
 def count_pairs(scene: dict, render: Render) -> int:
@@ -186,13 +214,14 @@ def measure(shapes: list[tuple[int, int, int, float]], seconds: float) -> list[d
     rows = []
     for num, size, views, scale in shapes:
         scene = make_scene(num, size, views, scale)
-        pairs = count_pairs(scene, rasterize(**scene, backend="cpu"))
+        render = rasterize(**scene, backend="cpu")
+        pairs, visited = count_pairs(scene, render), count_visited(scene, render)
         with stages() as spent:
             rasterize(**scene, backend="cpu")
         forward, backward = time_passes(scene, "cpu", seconds)
         rows.append(
             {
-                "gaussians": num, "pixels": size, "views": views, "pairs": pairs,
+                "gaussians": num, "pixels": size, "views": views, "pairs": pairs, "visited": visited,
                 "forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward,
                 "forward_pairs_per_s": pairs / forward, "backward_pairs_per_s": pairs / backward,
                 "forward_stages_ms": {name: 1e3 * value for name, value in spent.items()},
@@ -253,7 +282,8 @@ def print_tables(report: dict) -> None:
             + " |".join(cells)
         )
         parts = sorted(row["forward_stages_ms"].items(), key=lambda item: -item[1])
-        print("           forward: " + ", ".join(f"{name} {value:.1f}" for name, value in parts))
+        print(f"           {row['visited'] / row['pairs']:.1f} pixels looked at for each pair")
+        print("           forward ms: " + ", ".join(f"{name} {value:.1f}" for name, value in parts))
     row = report["reference"]
     print(
         f"\nagainst the plain back end, {row['gaussians']} Gaussians, {row['pixels']}^2, both passes: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from splat_scenes import GRADIENTS, assert_close, one_gaussian, random_scene, render_and_gradients
 
 from threestudio_lucid.errors import UserError
-from threestudio_lucid.rasterizer import BACKENDS, Render, gsplat_adapter, rasterize
+from threestudio_lucid.rasterizer import BACKENDS, Render, api, gsplat_adapter, rasterize
 
 BOTH = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -79,6 +80,11 @@ def test_one_background_for_all_views_and_black_by_default():
     assert torch.equal(same, each)
     black = replace(scene, background=None).render("cpu").rgb
     assert torch.equal(black, replace(scene, background=torch.zeros(3)).render("cpu").rgb)
+
+
+def test_the_example_of_the_documentation():
+    results = doctest.testmod(api)
+    assert results.attempted > 0 and results.failed == 0
 
 
 def test_auto_is_cpu_without_cuda():

@@ -115,11 +115,11 @@ def test_weights_bound_the_depth():
 
 
 def _smooth_scene():
-    """Three Gaussians that cover a picture of 5 x 4: no alpha near 1/255 or 0.99, no pixel stopped, no
+    """Three Gaussians that cover a picture of 4 x 3: no alpha near 1/255 or 0.99, no pixel stopped, no
     clamped Jacobian, distinct depths. Off these seams the function is smooth, so finite differences mean
     something."""
     scene = random_scene(
-        3, views=2, width=5, height=4, seed=24, spread=0.1, scale=(0.5, 0.9), opacity=(0.3, 0.7)
+        3, views=1, width=4, height=3, seed=24, spread=0.1, scale=(0.5, 0.9), opacity=(0.3, 0.7)
     )
     return scene.to(torch.float64)
 
@@ -138,7 +138,10 @@ def test_gradients_of_the_reference_by_finite_differences(sh_degree):
     def outputs(*tensors):
         return replace(scene, **dict(zip(names, tensors, strict=True))).render("reference")[:3]
 
-    torch.autograd.gradcheck(outputs, [getattr(scene, name).requires_grad_() for name in names])
+    # with spherical harmonics along random directions only: there are 400 numbers to shift
+    torch.autograd.gradcheck(
+        outputs, [getattr(scene, name).requires_grad_() for name in names], fast_mode=sh_degree is not None
+    )
 
 
 @BOTH

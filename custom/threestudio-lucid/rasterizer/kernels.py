@@ -44,6 +44,7 @@ f32, f64, u64 = np.float32, np.float64, np.uint64
 LANES = 16  # pixels of an innermost loop: one AVX-512 register, two of AVX2, four of NEON
 TILE_W, TILE_H = 32, 16
 TILE_PIXELS = TILE_W * TILE_H
+BATCH = 64  # entries of a tile that are made ready at a time
 LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let light through
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
@@ -616,15 +617,13 @@ def _exp2(t):
 
 
 @_inline
-def _window(record, x0, y0, rows):
-    """Where a splat may show in the tile at (x0, y0): its rows [first, last), and how many windows on each.
+def _window(record, half, rows):
+    """Where a splat may show in a tile: its rows [first, last), and how many windows on each.
 
-    A window is LANES pixels wide. Also returned: the ellipse's half-width.
-    The windows slide along the ellipse's sheared axis, see `_window_start`; their number is that of the row
-    where the ellipse has most of its width inside of the tile.
+    A window is LANES pixels wide. The windows slide along the ellipse's sheared axis, see `_window_start`;
+    their number is that of the row where the ellipse has most of its width inside of the tile.
     """
-    mean_x, mean_y = record[REC_X] - x0, record[REC_Y] - y0
-    half, half_h, shear = math.sqrt(record[REC_HALF2]), record[REC_HALF_H], record[REC_SHEAR]
+    mean_x, mean_y, half_h, shear = record[REC_X], record[REC_Y], record[REC_HALF_H], record[REC_SHEAR]
     first = np.int64(min(max(mean_y - half_h + ALMOST_HALF, ZERO), rows))
     last = np.int64(min(max(mean_y + half_h + HALF, ZERO), rows))
     at_first = mean_x - shear * (f32(first) + HALF - mean_y)
@@ -632,9 +631,28 @@ def _window(record, x0, y0, rows):
     centre = max(min(at_first, at_last), min(max(at_first, at_last), f32(TILE_W / 2)))
     left, right = max(centre - half, ZERO), min(centre + half, f32(TILE_W))
     if not left <= right or first >= last:
-        return 0, 0, 0, half
+        return 0, 0, 0
     windows = min((np.int64(right - left + ONE) + (LANES - 1)) // LANES, TILE_W // LANES)
-    return first, last, windows, half
+    return first, last, windows
+
+
+@_inline
+def _load_batch(records, entry_splats, begin, end, x0, y0, rows, batch, spans):
+    """Readies the entries begin <= entry < end of the tile at (x0, y0).
+
+    Into `batch` [BATCH, 16] their records, the means counted from the tile's corner and REC_HALF2 replaced by
+    its root; into `spans` [BATCH, 3] their `_window`s. Fetching many at once hides how slow memory is.
+    """
+    for j in range(end - begin):
+        splat = entry_splats[begin + j]
+        for k in range(RECORD):
+            batch[j, k] = records[splat, k]
+    for j in range(end - begin):
+        record = batch[j]
+        record[REC_X] -= x0
+        record[REC_Y] -= y0
+        record[REC_HALF2] = math.sqrt(record[REC_HALF2])
+        spans[j, 0], spans[j, 1], spans[j, 2] = _window(record, record[REC_HALF2], rows)
 
 
 @_inline
@@ -679,6 +697,7 @@ def composite_forward(
     last entry (a float, so that the planes are one array).
     """
     scratch = np.empty(6 * PLANE, np.float32)
+    batch, spans = np.empty((BATCH, RECORD), np.float32), np.empty((BATCH, 3), np.int64)
     for tile in range(start, stop):
         v = tile // (tiles_x * tiles_y)
         x0 = tile % tiles_x * TILE_W
@@ -694,13 +713,17 @@ def composite_forward(
         live_first, live_last = 0, rows
         begin = tile_starts[tile]
         for entry in range(begin, tile_starts[tile + 1]):
-            if (entry - begin) % LIVE_CHECK == LIVE_CHECK - 1:
+            j = (entry - begin) % BATCH
+            if j == 0:
+                end = min(entry + BATCH, tile_starts[tile + 1])
+                _load_batch(records, entry_splats, entry, end, fx0, fy0, f32(rows), batch, spans)
+            if j % LIVE_CHECK == LIVE_CHECK - 1:
                 live_first, live_last = _live_rows(scratch, live_first, live_last)
                 if live_first == live_last:
                     break
-            record = records[entry_splats[entry]]
-            first, last, windows, half = _window(record, fx0, fy0, f32(rows))
-            mean_x, mean_y = record[REC_X] - fx0, record[REC_Y] - fy0
+            record = batch[j]
+            first, last, windows = spans[j, 0], spans[j, 1], spans[j, 2]
+            mean_x, mean_y, half = record[REC_X], record[REC_Y], record[REC_HALF2]
             A, B, C, log_opacity = record[REC_A], record[REC_B], record[REC_C], record[REC_LOG_OPACITY]
             red, green, blue, z = record[REC_R], record[REC_G], record[REC_BLUE], record[REC_Z]
             shear = record[REC_SHEAR]
@@ -769,6 +792,7 @@ def composite_backward(
     """
     scratch = np.empty(7 * PLANE, np.float32)
     sums = np.empty(PAIR_GRADS * LANES, np.float32)
+    batch, spans = np.empty((BATCH, RECORD), np.float32), np.empty((BATCH, 3), np.int64)
     for tile in range(start, stop):
         v = tile // (tiles_x * tiles_y)
         x0 = tile % tiles_x * TILE_W
@@ -803,9 +827,12 @@ def composite_backward(
         for entry in range(beyond, tile_starts[tile + 1]):
             pair_grads[entry_pairs[entry]] = ZERO
         for entry in range(beyond - 1, begin - 1, -1):
-            record = records[entry_splats[entry]]
-            first, last, windows, half = _window(record, fx0, fy0, f32(rows))
-            mean_x, mean_y = record[REC_X] - fx0, record[REC_Y] - fy0
+            j = (entry - begin) % BATCH
+            if j == BATCH - 1 or entry == beyond - 1:
+                _load_batch(records, entry_splats, entry - j, entry + 1, fx0, fy0, f32(rows), batch, spans)
+            record = batch[j]
+            first, last, windows = spans[j, 0], spans[j, 1], spans[j, 2]
+            mean_x, mean_y, half = record[REC_X], record[REC_Y], record[REC_HALF2]
             A, B, C, log_opacity = record[REC_A], record[REC_B], record[REC_C], record[REC_LOG_OPACITY]
             red, green, blue, z = record[REC_R], record[REC_G], record[REC_BLUE], record[REC_Z]
             shear = record[REC_SHEAR]
@@ -857,11 +884,11 @@ def composite_backward(
                     base += u64(LANES)
                     dx0 += f32(LANES)
             out = pair_grads[entry_pairs[entry]]
-            for j in range(PAIR_GRADS):
+            for k in range(PAIR_GRADS):
                 total = ZERO
                 for lane in range(LANES):
-                    total += sums[j * LANES + lane]
-                out[j] = total
+                    total += sums[k * LANES + lane]
+                out[k] = total
 
 
 @_kernel(
