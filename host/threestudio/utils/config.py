@@ -60,7 +60,7 @@ _RESOLVERS = {
     "idiv": lambda a, b: a // b,
     "basename": lambda path: os.path.basename(path),
     "rmspace": lambda s, sub: str(s).replace(" ", sub),
-    "tuple2": lambda x: [float(x), float(x)],
+    "tuple2": lambda x: OmegaConf.create([float(x), float(x)]),  # omegaconf 2.3 takes no plain list
     "gt0": lambda s: s > 0,
     "cmaxgt0": lambda s: C_max(s) > 0,
     "cmaxgt0orcmaxgt0": lambda a, b: C_max(a) > 0 or C_max(b) > 0,
@@ -270,10 +270,21 @@ def _parse_yaml(text: str, source: str) -> DictConfig:
 
 
 def _reject_missing(cfg: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
     if missing:
         examples = " ".join(f"{key}=..." for key in missing)
         raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
+
+
+def _missing_keys(value: Any, key: str = "") -> list[str]:
+    """The full keys whose value is ???; omegaconf 2.3's own search stumbles over references to them."""
+    if isinstance(value, dict):
+        return [
+            found for k, v in value.items() for found in _missing_keys(v, f"{key}.{k}" if key else str(k))
+        ]
+    if isinstance(value, list):
+        return [found for i, v in enumerate(value) for found in _missing_keys(v, f"{key}[{i}]")]
+    return [key] if value == "???" else []
 
 
 def _first_line(error: BaseException) -> str:
