@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors here are too small to share between threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -187,6 +187,7 @@ def test_threestudios_interface(saved_priors, tmp_path):
     side, front = output.text_embeddings_vd[:2]
     assert torch.equal(front, output.views[0]) and torch.equal(side, output.views[1])
     assert output.uncond_text_embeddings_vd.shape == (4, 40, 12) and output.prompt == "a mug"
+    assert output.prompts_vd == [f"a mug, {name} view" for name in ("side", "front", "back", "overhead")]
 
 
 def test_embeddings_are_kept_and_the_encoder_stays_unloaded(own_prior, tmp_path, monkeypatch):

@@ -70,7 +70,12 @@ def perp_neg(uncond: Tensor, text: Tensor, negatives: Tensor, weights: Tensor, s
 
 
 def guided_output(model: Model, x: Tensor, tau: int, cond: Conditioning, scale: float) -> Tensor:
-    """The guided network output at (x, tau): one network call of 2 B samples, with Perp-Neg of (2 + K) B."""
+    """The guided network output at (x, tau).
+
+    One network call of 2 B samples, with Perp-Neg of (2 + K) B, and of B where guidance is off (scale 1).
+    """
+    if scale == 1.0 and cond.negatives is None:
+        return model(x, tau, cond.text)
     embeddings = [cond.uncond, cond.text, *(() if cond.negatives is None else cond.negatives)]
     repeated = x.repeat(len(embeddings), *[1] * (x.ndim - 1))
     uncond, text, *negatives = model(repeated, tau, torch.cat(embeddings)).chunk(len(embeddings))

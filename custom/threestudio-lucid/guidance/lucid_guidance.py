@@ -253,7 +253,7 @@ class LucidGuidance(BaseObject):
             return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
 
         views, batch = (elevation, azimuth, camera_distances, view_dependent), len(azimuth)
-        if prompt_utils.use_perp_neg:
+        if view_dependent and getattr(prompt_utils, "use_perp_neg", False):
             embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
             text, uncond, negatives = embeddings.float().split([batch, batch, len(embeddings) - 2 * batch])
             negatives = negatives.unflatten(0, (batch, -1)).transpose(0, 1)

@@ -73,7 +73,7 @@ class Prior:
         card = prior if isinstance(prior, Card) else find_card(prior)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = resolve_dtype(dtype or card.dtype, device)
-        key = (card.path, card.config, card.prediction_type, card.image_size, str(device), dtype)
+        key = (repr(card), str(device), dtype)
         if (found := _SHARED.get(key)) is None:
             found = _SHARED[key] = cls(card, device, dtype)
         return found
@@ -131,7 +131,8 @@ class Prior:
         """
         # a full tensor, since diffusers would copy a python number to the GPU and wait
         timesteps = torch.full((x.shape[0],), tau, device=x.device)
-        return self.unet(x.to(self.dtype), timesteps, embeddings.to(self.dtype)).sample.float()
+        x = x.to(self.dtype, memory_format=self._unet_layout)
+        return self.unet(x, timesteps, embeddings.to(self.dtype)).sample.float()
 
     def eps(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
         """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
@@ -167,14 +168,18 @@ class Prior:
             final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
         )
 
+    @property
+    def _unet_layout(self) -> torch.memory_format:
+        """On a CPU the plain layout is the faster one for the UNet (and the other for the VAE)."""
+        return torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+
     @cached_property
     def unet(self) -> Any:
         """UNet2DConditionModel."""
         from diffusers import UNet2DConditionModel
 
-        # on a CPU the plain layout is the faster one for the UNet, the other for the VAE
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        return self._component("unet", UNet2DConditionModel, self.dtype).to(memory_format=layout)
+        unet = self._component("unet", UNet2DConditionModel, self.dtype)
+        return unet.to(memory_format=self._unet_layout)
 
     @cached_property
     def vae(self) -> Any:

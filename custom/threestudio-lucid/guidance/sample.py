@@ -41,6 +41,7 @@ def sample(
     num_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: torch.Generator | None = None,
+    batch_size: int = 32,
 ) -> Tensor:
     """Pictures [n, 3, H, W] in [0, 1], one for each prompt.
 
@@ -48,14 +49,18 @@ def sample(
         negative: what guidance moves away from.
         num_steps, guidance_scale: None: the card's.
         generator: for the starting noise, on any device.
+        batch_size: most pictures at a time; what comes out does not depend on it.
     """
     num_steps = prior.card.num_steps if num_steps is None else num_steps
     guidance_scale = prior.card.guidance_scale if guidance_scale is None else guidance_scale
     shape = (len(prompts), prior.latent_channels, prior.latent_size, prior.latent_size)
     where = generator.device if generator is not None else prior.device
     noise = torch.randn(shape, generator=generator, device=where).to(prior.device)
-    *text, uncond = prior.encode_text([*prompts, negative])
-    text, uncond = torch.stack(text), uncond.expand(len(prompts), -1, -1)
-    cond = Conditioning(text, uncond, uncond)
+    texts = prior.encode_text([*prompts, negative])
     path = sampling_path(prior.schedule, num_steps)
-    return prior.decode(denoise(prior.predict, prior.schedule, noise, path, cond, guidance_scale))
+    pictures = []
+    for x, text in zip(noise.split(batch_size), texts[:-1].split(batch_size), strict=True):
+        uncond = texts[-1].expand_as(text)
+        cond = Conditioning(text, uncond, uncond)
+        pictures.append(prior.decode(denoise(prior.predict, prior.schedule, x, path, cond, guidance_scale)))
+    return torch.cat(pictures)

@@ -121,6 +121,11 @@ class ViewPrompts:
         return self.prompts["plain"]
 
     @property
+    def prompts_vd(self) -> list[str]:
+        """In threestudio's order: side, front, back, overhead."""
+        return [self.prompts[name] for name in ("side", "front", "back", "overhead")]
+
+    @property
     def text_embeddings(self) -> Tensor:
         """[1, T, D]."""
         return self.plain.unsqueeze(0)
