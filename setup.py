@@ -1,7 +1,8 @@
-"""Where the packages live: the extension's folder has the name threestudio's loader wants, the package one Python wants.
+"""Where the packages live.
 
-``custom/threestudio-lucid`` is imported as ``threestudio_lucid``.  The host under ``host/`` is deliberately not
-installed: a package called ``threestudio`` would shadow a real one.  `launch.py` and the tests find it by path.
+`custom/threestudio-lucid` has the name that threestudio's loader takes, and is imported as
+`threestudio_lucid`. The host under `host/` is deliberately not installed: a package called `threestudio`
+would shadow a real one. `launch.py` and the tests find it by path.
 """
 
 from setuptools import find_packages, setup
@@ -18,7 +19,7 @@ setup(
         *(f"toybox.{name}" for name in find_packages("toybox")),
     ],
     package_data={
-        PACKAGE: ["priors/**/*", "configs/*.yaml"],
-        "toybox": ["**/*.safetensors", "**/*.json"],
+        PACKAGE: ["priors/**/*"],
+        "toybox": ["weights/**/*"],
     },
 )

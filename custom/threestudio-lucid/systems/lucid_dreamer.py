@@ -33,6 +33,7 @@ from ..errors import UserError, check_range
 from ..gaussians.cloud import moments_of
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
+from ..guidance.cards import find_card
 from ..seeding import generator
 from . import density as timetable
 from .density import DensityConfig
@@ -254,13 +255,12 @@ class LucidDreamerSystem(BaseLift3DSystem):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self(batch)
         step, index = self.true_global_step, int(batch["index"][0])
+        gray = {"cmap": None, "data_range": (0, 1)}
         cells = [
             {"type": "rgb", "img": out["comp_rgb"][0], "kwargs": {"data_format": "HWC"}},
-            {"type": "grayscale", "img": out["disparity"][0, :, :, 0], "kwargs": {"cmap": None}},
-            {"type": "grayscale", "img": out["opacity"][0, :, :, 0], "kwargs": {"cmap": None}},
+            {"type": "grayscale", "img": out["disparity"][0, :, :, 0], "kwargs": gray},
+            {"type": "grayscale", "img": out["opacity"][0, :, :, 0], "kwargs": gray},
         ]
-        for cell in cells[1:]:
-            cell["kwargs"]["data_range"] = (0, 1)
         self.save_image_grid(f"it{step}-{index}.png", cells, name="validation_step", step=step)
 
     def on_validation_epoch_end(self) -> None:
@@ -348,9 +348,10 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _prior_name(guidance: Any) -> str:
-    """The prior by its card's name, or the model path of one of threestudio's own guidances."""
-    if "prior" in guidance:
-        from ..guidance.cards import find_card
-
+    """The prior by its card's name, or as the config names it where it cannot be found (any more)."""
+    if "prior" not in guidance:
+        return str(guidance.get("pretrained_model_name_or_path", ""))
+    try:
         return find_card(guidance.prior).name
-    return str(guidance.get("pretrained_model_name_or_path", ""))
+    except UserError:
+        return str(guidance.prior)
