@@ -119,8 +119,7 @@ class LucidGaussianSplatting(BaseGeometry):
             for name in PARAMETERS
         }
 
-    # ---- density control: thin calls of density.py on this cloud
-    # ---------------------------------------------
+    # ---- density control: thin calls of density.py on this cloud ---------------------------------------
 
     @torch.no_grad()
     def gather_density(self, means2d_grad: Tensor, radii: Tensor, width: int, height: int) -> None:

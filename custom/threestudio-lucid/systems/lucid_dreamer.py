@@ -79,8 +79,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
 
     cfg: Config
 
-    # ---- construction
-    # ----------------------------------------------------------------------------------------
+    # ---- construction ----------------------------------------------------------------------------------
 
     def configure(self) -> None:
         super().configure()
@@ -105,8 +104,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
 
-    # ---- checkpoints
-    # -----------------------------------------------------------------------------------------
+    # ---- checkpoints -----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lucid_record"] = self.record.state()
@@ -123,8 +121,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
             )
         self.record = Record.from_state(checkpoint.get("lucid_record", {}))
 
-    # ---- one step
-    # --------------------------------------------------------------------------------------------
+    # ---- one step --------------------------------------------------------------------------------------
 
     def forward(self, batch: dict[str, Any], draw: torch.Generator | None = None) -> dict[str, Any]:
         return self.renderer(**batch, generator=draw)
@@ -199,8 +196,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
             )
         return False
 
-    # ---- density control
-    # -------------------------------------------------------------------------------------
+    # ---- density control -------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _control_density(self, optimizer: Any, rendered: list, step: int) -> None:
@@ -249,8 +245,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
                 "gradients multiply from now on. More room: system.geometry.capacity."
             )
 
-    # ---- validation and test
-    # ---------------------------------------------------------------------------------
+    # ---- validation and test ---------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self(batch)
