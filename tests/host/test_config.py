@@ -177,6 +177,7 @@ def test_folder_names_of_wild_prompts():
         ("use_timestamp: false", ["tag"]),
         ("- 1\n- 2", ["mapping"]),
         ("just words", ["top level"]),
+        ("system:\n  a: [1, 2]\n  b: ${cmaxgt0:${system.a}}", ["Schedule [1, 2] has 2 entries"]),
     ],
 )
 def test_mistakes_in_a_file(text, words):

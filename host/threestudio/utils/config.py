@@ -34,6 +34,7 @@ from threestudio.utils.errors import (
     UnknownKeyError,
     closest,
     did_you_mean,
+    is_user_error,
 )
 from threestudio.utils.misc import schedule_knots
 
@@ -291,6 +292,14 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+def _user_error_within(error: BaseException) -> BaseException | None:
+    """The user's mistake that a resolver reported and omegaconf wrapped, if that is what happened."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None and not is_user_error(cause):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 def _readable(error: OmegaConfBaseException, section: str = "") -> Exception:
     """An omegaconf error as one line that names the key in full."""
     key = error.full_key or ""
@@ -313,9 +322,10 @@ def _readable(error: OmegaConfBaseException, section: str = "") -> Exception:
         return ConfigValueError(f"{where}cannot read the ${{...}} expression: {detail}.")
     if isinstance(error, ConfigKeyError):
         return UnknownKeyError(f"{where}{detail}.")
-    cause = error.__cause__
-    if getattr(cause, "is_user_error", False):  # raised inside a resolver
-        return ConfigValueError(f"{where}{cause}")
+    mistake = _user_error_within(error)
+    if mistake is not None:
+        # At the end: the first key that refers to the mistaken value need not be the one to mend.
+        return ConfigValueError(f"{mistake}" + (f" (Found when reading {key}.)" if key else ""))
     return ConfigValueError(f"{where}{detail}.")
 
 
@@ -357,7 +367,7 @@ def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
     except OmegaConfBaseException as error:
         raise _type_error(section, fields, values, error) from error
     except (ValueError, TypeError) as error:
-        if getattr(error, "is_user_error", False):
+        if is_user_error(error):
             error.args = (section.prefix(str(error)), *error.args[1:])
             raise
         if isinstance(error, TypeError) and "missing" not in str(error):
