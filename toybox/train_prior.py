@@ -4,6 +4,7 @@
     python -m toybox.train_prior --stage vae --minutes 20      # the autoencoder
     python -m toybox.train_prior --stage latents               # encode every picture: a few minutes
     python -m toybox.train_prior --stage unet --minutes 240    # the denoiser
+    python -m toybox.train_prior --stage decoder --minutes 15  # sharper pictures from the same latents
     python -m toybox.train_prior --stage export                # write the prior, at any time in that
     python -m toybox.train_prior --stage all                   # all of it
 
@@ -30,10 +31,10 @@ from transformers import CLIPTokenizer
 
 from toybox import captions, dataset, latents
 from toybox.train_unet import Denoiser, make_scheduler, train_unet
-from toybox.train_vae import make_vae, train_vae
+from toybox.train_vae import make_vae, train_decoder, train_vae
 from toybox.training import Ema
 
-DEFAULT_MINUTES = {"vae": 20.0, "unet": 240.0}
+DEFAULT_MINUTES = {"vae": 20.0, "unet": 240.0, "decoder": 15.0}
 EXPORT = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini"
 MAX_BYTES = 40_000_000
 
@@ -64,11 +65,22 @@ def _checkpoint(path: Path, stage: str) -> dict:
 
 
 def load_vae(work: Path) -> AutoencoderTiny:
-    """The autoencoder of the checkpoint, averaged weights."""
+    """The autoencoder of the checkpoint, averaged weights; with the better decoder, if that stage has run."""
+    vae = _averaged(work / "vae.pt")
+    better = decoder_checkpoint(work, vae)
+    return _averaged(better) if better.exists() else vae
+
+
+def _averaged(path: Path) -> AutoencoderTiny:
     vae = make_vae()
     ema = Ema(vae)
-    ema.load_state_dict(_checkpoint(work / "vae.pt", "vae")["parts"]["ema"])
+    ema.load_state_dict(_checkpoint(path, "vae")["parts"]["ema"])
     return ema.copy_to(vae).eval().requires_grad_(False)
+
+
+def decoder_checkpoint(work: Path, vae: AutoencoderTiny) -> Path:
+    """The decoder stage's checkpoint for this encoder."""
+    return work / f"decoder-{latents.fingerprint(vae)}.pt"
 
 
 def unet_folder(work: Path, vae: AutoencoderTiny) -> Path:
@@ -182,6 +194,14 @@ def stage_unet(options: argparse.Namespace) -> None:
     train_unet(values, labels, vae, folder, minutes, batch=options.batch or 64)
 
 
+def stage_decoder(options: argparse.Namespace) -> None:
+    vae = _averaged(options.work / "vae.pt")
+    checkpoint = decoder_checkpoint(options.work, vae)
+    _forget(options, checkpoint)
+    minutes = options.minutes or DEFAULT_MINUTES["decoder"]
+    train_decoder(vae, dataset.Pictures(options.cache), checkpoint, minutes, batch=options.batch or 32)
+
+
 def stage_export(options: argparse.Namespace) -> None:
     vae = load_vae(options.work)
     model, tokenizer, step = load_denoiser(unet_folder(options.work, vae))
@@ -194,6 +214,7 @@ STAGES = {
     "vae": stage_vae,
     "latents": stage_latents,
     "unet": stage_unet,
+    "decoder": stage_decoder,
     "export": stage_export,
 }
 
@@ -211,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument(
-        "--minutes", type=float, help="budget of the vae stage (default 20) or unet stage (240)"
+        "--minutes", type=float, help="budget of the stage: vae (20), unet (240), decoder (15)"
     )
     parser.add_argument(
         "--cache", type=Path, default=dataset.DEFAULT_CACHE, help="pictures and latents (%(default)s)"
@@ -222,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--images", type=int, default=24_000, help="pictures for the data stage (%(default)s)"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes of the data stage (%(default)s)")
-    parser.add_argument("--batch", type=int, help="batch size (vae 32, unet 64)")
+    parser.add_argument("--batch", type=int, help="batch size (vae and decoder 32, unet 64)")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
     parser.add_argument("--new", action="store_true", help="start the stage anew, its checkpoint is deleted")
     options = parser.parse_args(arguments)
@@ -230,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.stage == "all" and options.minutes:
-        parser.error("--minutes needs one stage: --stage vae or --stage unet")
+        parser.error("--minutes needs one stage: --stage vae, unet or decoder")
     for name in STAGES if options.stage == "all" else [options.stage]:
         STAGES[name](options)
 

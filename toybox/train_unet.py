@@ -25,6 +25,7 @@ BATCH = 64
 SNR_GAMMA = 5.0
 DROP_CAPTION, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.40  # the colour only where it is the object's own
 TEXT_WIDTH = 192
+CHANNELS = (64, 128, 192)  # of the denoiser where the latents are 16x16, 8x8 and 4x4
 SHEET_EVERY = 300.0  # seconds
 
 SHEET_PROMPTS = (
@@ -61,7 +62,7 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def make_unet(latent_channels: int = 16, channels: tuple[int, ...] = (96, 160, 224)) -> UNet2DConditionModel:
+def make_unet(latent_channels: int = 16, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
     """The denoiser for 16x16 latents: attention to the text where the picture is 8x8 and 4x4."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -98,9 +99,11 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 class Denoiser(nn.Module):
     """UNet and text encoder as one module: what is trained, averaged and saved together."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int = 16):
+    def __init__(
+        self, tokenizer: CLIPTokenizer, latent_channels: int = 16, channels: tuple[int, ...] = CHANNELS
+    ):
         super().__init__()
-        self.unet = make_unet(latent_channels)
+        self.unet = make_unet(latent_channels, channels)
         self.text_encoder = make_text_encoder(tokenizer)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -186,7 +189,7 @@ def train_unet(
     batch: int = BATCH,
     steps: int | None = None,
     stop_after: int | None = None,
-    autocast: bool = True,
+    channels: tuple[int, ...] = CHANNELS,
     seed: int = 0,
 ) -> Denoiser:
     """Train, or go on training, the denoiser; returns it with averaged weights.
@@ -202,7 +205,7 @@ def train_unet(
     tokenizer = run_tokenizer(folder)
     tokens = TokenCache(tokenizer)
     scheduler = make_scheduler()
-    model = Denoiser(tokenizer, latents.shape[2])
+    model = Denoiser(tokenizer, latents.shape[2], channels)
     model.unet.to(memory_format=torch.channels_last)
     model.unet.set_attn_processor(AttnProcessor())  # on CPU 11% of a step faster than fused attention
     ema = Ema(model, 0.999)
@@ -220,7 +223,7 @@ def train_unet(
         t = stratified_timesteps(batch)
         noise = torch.randn_like(x0)
         x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", torch.bfloat16):
             eps = model(x_t, t, ids)
         error = F.mse_loss(eps.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         loss = (min_snr_weight(scheduler.alphas_cumprod, t) * error).mean()
@@ -232,9 +235,9 @@ def train_unet(
         run.report(loss=loss.item(), mse=error.mean().item())
         if run.elapsed > next_sheet:
             next_sheet = run.elapsed + SHEET_EVERY
-            averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2]))
+            averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2], channels))
             sample_sheet(averaged, tokens, vae, folder / f"unet-{int(run.elapsed / 60):04d}min.png")
-    averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2])).eval()
+    averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2], channels)).eval()
     sample_sheet(averaged, tokens, vae, folder / "unet.png")
     return averaged
 

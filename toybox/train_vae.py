@@ -184,47 +184,88 @@ def train_vae(
     batch: int = 32,
     steps: int | None = None,
     stop_after: int | None = None,
-    autocast: bool = True,
     seed: int = 0,
 ) -> AutoencoderTiny:
     """Train, or go on training, the autoencoder; returns it with averaged weights.
 
     Args:
-        folder: where checkpoint (`vae.pt`) and pictures (`vae-*.png`) go.
+        folder: where checkpoint (`vae.pt`) and pictures (`vae.png`) go.
         minutes: budget in all; `steps`, `stop_after`: see `Run`.
-        autocast: bfloat16 convolutions.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     vae = make_vae().to(memory_format=torch.channels_last)
     start_from_pca(vae, crop_batch(pictures, np.random.default_rng(seed), 256))
     start_decoder(vae)
-    ema = Ema(vae, 0.998)
     ends = "encoder.layers.0.", f"decoder.layers.{len(vae.decoder.layers) - 1}."
     optimizer = MuonWithAdamW(vae, MUON_RATE, PEAK_RATE, plain=ends)
+    return _fit(
+        vae, optimizer, pictures, folder / "vae.pt", LATENT_NOISE, batch, minutes, steps, stop_after, seed
+    )
+
+
+def train_decoder(
+    vae: AutoencoderTiny,
+    pictures: Pictures,
+    checkpoint: Path,
+    minutes: float,
+    batch: int = 32,
+    steps: int | None = None,
+    stop_after: int | None = None,
+    seed: int = 1,
+) -> AutoencoderTiny:
+    """Go on with the decoder alone, for crisper pictures; the latents, and so the denoiser, stay as they are.
+
+    Args:
+        vae: a trained one; its encoder is not changed.
+        checkpoint: of this stage.
+        minutes: budget in all; `steps`, `stop_after`: see `Run`.
+    """
+    torch.manual_seed(seed)
+    vae = vae.to(memory_format=torch.channels_last).requires_grad_(True)
+    vae.encoder.requires_grad_(False)
+    ends = (f"layers.{len(vae.decoder.layers) - 1}.",)
+    optimizer = MuonWithAdamW(vae.decoder, MUON_RATE / 2, PEAK_RATE / 2, plain=ends)
+    noise = LATENT_NOISE / 2
+    return _fit(vae, optimizer, pictures, checkpoint, noise, batch, minutes, steps, stop_after, seed)
+
+
+def _fit(
+    vae: AutoencoderTiny,
+    optimizer: MuonWithAdamW,
+    pictures: Pictures,
+    checkpoint: Path,
+    noise: float,
+    batch: int,
+    minutes: float,
+    steps: int | None,
+    stop_after: int | None,
+    seed: int,
+) -> AutoencoderTiny:
+    """The loop of both stages, for the parameters that require gradients."""
+    name, rng = checkpoint.name.split("-")[0].removesuffix(".pt"), np.random.default_rng(seed)
+    ema = Ema(vae, 0.998)
     parts = {"vae": vae, "ema": ema, "optimizer": optimizer}
-    run = Run("vae", folder / "vae.pt", parts, rng, minutes, steps, stop_after)
+    run = Run(name, checkpoint, parts, rng, minutes, steps, stop_after)
     for step in run:
         optimizer.set_rate(warm_cosine(run.fraction))
         x = crop_batch(pictures, rng, batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encoder(x * 2 - 1)
-            noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-            output = (vae.decoder(noisy) + 1) / 2
+            output = (vae.decoder(latents + noise * torch.randn_like(latents)) + 1) / 2
         loss = reconstruction_loss(output.float(), x) + 0.02 * variance_penalty(latents.float())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
+        torch.nn.utils.clip_grad_norm_([p for p in vae.parameters() if p.requires_grad], 0.5)
         optimizer.step()
         ema.update()
         mse = float((output.detach().float() - x).square().mean())
         spread = latents.detach().float().std().item()
         run.report(loss=loss.item(), psnr=-10 * math.log10(mse + 1e-12), std=spread)
         if (step + 1) % 500 == 0:
-            sheet(ema, pictures, folder / "vae.png")
+            sheet(ema, pictures, checkpoint.with_name(f"{name}.png"))
     averaged = ema.copy_to(make_vae()).eval()
-    print(f"vae: held-out PSNR {psnr(averaged, pictures):.2f} dB after {run.step} steps", flush=True)
-    sheet(ema, pictures, folder / "vae.png")
+    print(f"{name}: held-out PSNR {psnr(averaged, pictures):.2f} dB after {run.step} steps", flush=True)
+    sheet(ema, pictures, checkpoint.with_name(f"{name}.png"))
     return averaged
 
 

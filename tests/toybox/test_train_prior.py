@@ -18,10 +18,11 @@ from toybox.train_unet import (
     train_unet,
     training_caption,
 )
-from toybox.train_vae import make_vae, reconstruct, start_from_pca, train_vae, variance_penalty
+from toybox.train_vae import make_vae, reconstruct, start_from_pca, train_decoder, train_vae, variance_penalty
 from toybox.training import Stopped, warm_cosine
 
 OBJECTS = ("hamburger", "cactus")
+TINY = (32, 32, 64)  # channels of a denoiser
 
 
 def ellipses(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -211,20 +212,32 @@ def test_variance_penalty_is_zero_for_unit_latents():
 
 @pytest.fixture(scope="module")
 def trained_vae(cache):
-    """Work folder after four steps of the autoencoder, interrupted after two."""
+    """Work folder after two steps of the autoencoder, interrupted after one."""
     work = cache / "prior"
     pictures = dataset.Pictures(cache)
     with pytest.raises(Stopped):
-        train_vae(pictures, work, 1.0, batch=2, steps=4, stop_after=2)
-    train_vae(pictures, work, 1.0, batch=2, steps=4)
+        train_vae(pictures, work, 1.0, batch=2, steps=2, stop_after=1)
+    train_vae(pictures, work, 1.0, batch=2, steps=2)
     return work
 
 
 def test_a_resumed_vae_equals_an_uninterrupted_one(cache, trained_vae, tmp_path):
-    straight = train_vae(dataset.Pictures(cache), tmp_path, 1.0, batch=2, steps=4)
+    straight = train_vae(dataset.Pictures(cache), tmp_path, 1.0, batch=2, steps=2)
     for a, b in zip(load_vae(trained_vae).parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
     assert (tmp_path / "vae.png").exists()
+
+
+def test_the_decoder_stage_leaves_the_encoder_alone(cache, trained_vae):
+    before = load_vae(trained_vae)
+    after = train_decoder(
+        load_vae(trained_vae), dataset.Pictures(cache), cache / "decoder-x.pt", 1, 2, steps=2
+    )
+    for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert latents.fingerprint(before) == latents.fingerprint(after)
+    changed = zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in changed)
 
 
 # -------------------------------------------------------------------------------- denoiser and export
@@ -251,9 +264,9 @@ def test_train_sample_and_export(encoded, tmp_path):
 
     vae, values, labels = encoded
     with pytest.raises(Stopped):
-        train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, steps=2, stop_after=1)
-    resumed = train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, steps=2)
-    straight = train_unet(values, labels, vae, tmp_path / "b", 1.0, batch=2, steps=2)
+        train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, channels=TINY, steps=2, stop_after=1)
+    resumed = train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, channels=TINY, steps=2)
+    straight = train_unet(values, labels, vae, tmp_path / "b", 1.0, batch=2, channels=TINY, steps=2)
     for a, b in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -280,7 +293,7 @@ def test_sampler_follows_the_schedule_with_a_perfect_denoiser():
     picture = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     alphas = make_scheduler().alphas_cumprod
     tokenizer = make_tokenizer(["red"])
-    model = Denoiser(tokenizer)
+    model = Denoiser(tokenizer, channels=TINY)
 
     def exact(x, t, encoder_hidden_states):
         a = alphas[int(t)]
