@@ -157,8 +157,7 @@ def test_unknown_fields_are_listed():
     assert card.get("camera.fovy") == [1.0, 2.0]
 
 
-# --- vocabulary
-# -------------------------------------------------------------------------------------------------
+# --- vocabulary ---------------------------------------------------------------------------------------------
 
 
 def test_normalised_only_for_a_closed_vocabulary(folder):

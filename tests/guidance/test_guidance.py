@@ -60,8 +60,7 @@ def mug(saved_priors, tmp_path):
     return prompts(saved_priors["kl"], tmp_path)
 
 
-# --- the step
-# -------------------------------------------------------------------------------------------------
+# --- the step -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prior", ["kl", "tiny", "v"])
@@ -232,8 +231,7 @@ def test_bfloat16_points_the_same_way(saved_priors, mug):
     assert F.cosine_similarity(*grads, dim=0) > 0.95
 
 
-# --- randomness
-# -----------------------------------------------------------------------------------------------
+# --- randomness ---------------------------------------------------------------------------------------------
 
 
 def gradient(g, mug) -> torch.Tensor:
@@ -290,8 +288,7 @@ def test_ism_and_sds_meet_the_same_timesteps(saved_priors, mug):
     assert taus[0] == taus[1]
 
 
-# --- threestudio's own prompts and pictures
-# -----------------------------------------------------------------------
+# --- threestudio's own prompts and pictures -----------------------------------------------------------------
 
 
 class OnlyThreestudios:
@@ -343,8 +340,7 @@ def test_pictures_for_people(own_prior, tmp_path, name):
     assert found["texts"][1].split("\n")[1:] == ["e30.0", "a100.0", "c3.00"]
 
 
-# --- mistakes
-# -------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

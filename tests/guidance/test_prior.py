@@ -36,8 +36,7 @@ def load(folder: Path, **kwargs) -> Prior:
     return Prior.load(folder, "cpu", **({"dtype": "float32"} | kwargs))
 
 
-# --- what it computes
-# -----------------------------------------------------------------------------------------
+# --- what it computes ---------------------------------------------------------------------------------------
 
 
 def test_encode_is_the_posterior_times_the_scaling_factor(saved_priors):
@@ -211,8 +210,7 @@ def test_half_the_bits_change_little(saved_priors):
     assert (a - b).norm() < 0.03 * a.norm()
 
 
-# --- how it is found and loaded
-# -------------------------------------------------------------------------------
+# --- how it is found and loaded -----------------------------------------------------------------------------
 
 
 def test_one_prior_for_all_who_ask_and_none_when_nobody_does(saved_priors):
@@ -339,8 +337,7 @@ def test_fingerprint_of_a_large_file(tmp_path):
     assert len(seen) >= 3
 
 
-# --- mistakes
-# -------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 def message(folder: Path, warm: bool = False) -> str:

@@ -15,8 +15,7 @@ from threestudio_lucid.errors import UserError
 from threestudio_lucid.guidance.prior import Prior
 from threestudio_lucid.prompts import view
 
-# --- view weights
-# ---------------------------------------------------------------------------------------------
+# --- view weights -------------------------------------------------------------------------------------------
 
 
 def published(phi: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -100,8 +99,7 @@ def test_nearest_is_threestudios_rule():
     assert names == ["front", "front", "side", "side", "back", "back", "front", "back"]
 
 
-# --- the processor
-# ----------------------------------------------------------------------------------------------
+# --- the processor ------------------------------------------------------------------------------------------
 
 
 def make(prior: Path, tmp_path: Path, **kwargs):
@@ -229,8 +227,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(saved_priors, tmp_path):
     assert output.views.shape == (4, 40, 12)
 
 
-# --- mistakes
-# ---------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

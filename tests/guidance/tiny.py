@@ -122,7 +122,6 @@ def save_prior(folder: Path, vae: str = "kl", prediction_type: str = "epsilon", 
 
 
 # --- the same model as one file, in the layout of the original Stable Diffusion checkpoints
-# -------------------
 
 _RESNET = {
     "norm1": "in_layers.0",

@@ -209,8 +209,7 @@ class LucidGuidance(BaseObject):
         """The objective: one step of score distillation."""
         raise NotImplementedError
 
-    # --- the parts of a step
-    # ------------------------------------------------------------------------------------
+    # --- the parts of a step --------------------------------------------------------------------------------
 
     def _generators(self) -> tuple[torch.Generator, torch.Generator]:
         """One for python numbers, one for tensors; fresh for every call, so that a resumed run repeats "
@@ -310,8 +309,7 @@ class LucidGuidance(BaseObject):
             "texts": [f"n{level:.02f}\ne{e:.01f}\na{a:.01f}\nc{d:.02f}" for e, a, d in cameras],
         }
 
-    # --- checks
-    # -------------------------------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------------
 
     def _check_config(self) -> None:
         where = "system.guidance."

@@ -78,8 +78,7 @@ class Prior:
             found = _SHARED[key] = cls(card, device, dtype)
         return found
 
-    # --- the five calls
-    # ---------------------------------------------------------------------------------------
+    # --- the five calls -------------------------------------------------------------------------------------
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to latents [B, C, h, w], scaled; differentiable.
@@ -138,8 +137,7 @@ class Prior:
         """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
         return x0_and_eps(self.schedule, self.predict(x, tau, embeddings), x, tau)[1]
 
-    # --- its parts
-    # --------------------------------------------------------------------------------------------
+    # --- its parts ------------------------------------------------------------------------------------------
 
     @property
     def alphas_cumprod(self) -> tuple[float, ...]:
@@ -214,8 +212,7 @@ class Prior:
             return files.fingerprint_file(self.single_file)
         return files.fingerprint(self.source, ("tokenizer", "text_encoder"))
 
-    # --- loading
-    # ----------------------------------------------------------------------------------------------
+    # --- loading --------------------------------------------------------------------------------------------
 
     def _component(self, name: str, cls: type, dtype: torch.dtype) -> Any:
         """One part with its weights, frozen, on the device. Raises UserError when the weights do not fit."""

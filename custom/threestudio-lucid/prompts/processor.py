@@ -85,8 +85,7 @@ class ViewPrompts:
         negatives = self.views[:2].unsqueeze(1).expand(-1, batch, -1, -1)  # front, side
         return Conditioning(text, uncond, inverse, negatives, away)
 
-    # --- as threestudio's guidances call it
-    # --------------------------------------------------------------------
+    # --- as threestudio's guidances call it -----------------------------------------------------------------
 
     def get_text_embeddings(
         self,
@@ -229,8 +228,7 @@ class LucidPromptProcessor(BaseObject):
     def __call__(self) -> ViewPrompts:
         return self._output
 
-    # --- texts
-    # ------------------------------------------------------------------------------------------------
+    # --- texts ----------------------------------------------------------------------------------------------
 
     def _check_config(self) -> None:
         where = "system.prompt_processor."
@@ -262,8 +260,7 @@ class LucidPromptProcessor(BaseObject):
             texts[name] = f"{plain}, {name} view" if own is None else normalise(own, card)
         return texts
 
-    # --- embeddings
-    # -------------------------------------------------------------------------------------------
+    # --- embeddings -----------------------------------------------------------------------------------------
 
     def _encode(self, texts: list[str]) -> list[Tensor]:
         """Embeddings [T, D] on the device, from the cache as far as it has them."""
