@@ -64,6 +64,7 @@ PUBLISHED: dict[str, Any] = {
     "view_blend": "linear",
     "overhead_threshold": None,
     "use_perp_neg": False,
+    "horizontal_flip": 0.5,  # how often the batch is shown mirrored
     # what is shown, and how it is disturbed
     "as_latent_ratio": 0.2,
     "bg_aug_ratio": 0.66,
