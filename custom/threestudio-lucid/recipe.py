@@ -60,6 +60,7 @@ PUBLISHED: dict[str, Any] = {
     "delta_s": 200,
     "max_step_percent_end": 0.5,
     "warmup": 0.3,
+    "guidance_scale": 7.5,
     "grad_scale": 0.1,
     "view_blend": "linear",
     "overhead_threshold": None,
