@@ -82,6 +82,7 @@ PUBLISHED: dict[str, Any] = {
     "clone_scale": 0.0105,
     "prune_opacity": 0.005,
     "prune_scale": 0.35,
+    "prune_scale_after": 0.06,
 }
 
 
