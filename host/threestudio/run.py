@@ -26,6 +26,7 @@ from threestudio.extensions import load_extensions
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.callbacks import (
     AtomicCheckpointIO,
+    Checkpoints,
     CodeSnapshotCallback,
     ConfigSnapshotCallback,
     CustomProgressBar,
@@ -218,7 +219,7 @@ def _make_trainer(cfg: ExperimentConfig, callbacks: list[Any], loggers: Any, ver
 
 def _training_callbacks(request: Request, cfg: ExperimentConfig, seed: int) -> list[Any]:
     try:
-        checkpoints = ModelCheckpoint(
+        checkpoints = Checkpoints(
             **{"dirpath": os.path.join(cfg.trial_dir, "ckpts"), **config_to_primitive(cfg.checkpoint)}
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
@@ -301,13 +302,13 @@ def _run_folder(path: Path) -> Iterator[_Folder]:
 def _print_files(system: BaseSystem, trial_dir: Path) -> None:
     """Name the files of the run on stdout: the system's own list, or all of the save folder."""
     listed = system.summary_files() if hasattr(system, "summary_files") else None
-    if isinstance(listed, dict):
+    if not listed:  # nothing, or nothing at this stage
+        lines = describe_files(trial_dir / "save")
+    elif isinstance(listed, dict):
         width = max((len(what) for what in listed), default=0)
         lines = [f"{what:{width}}  {path}" for what, path in listed.items()]
-    elif listed is not None:
-        lines = [str(path) for path in listed]
     else:
-        lines = describe_files(trial_dir / "save")
+        lines = [str(path) for path in listed]
     print(f"\nThe files of this run are in {trial_dir}")
     for line in lines:
         print(f"  {line}")

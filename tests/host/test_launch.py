@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import threestudio
 
@@ -192,6 +193,39 @@ def test_same_seed_same_result_and_resumed_is_the_same(launch, manual):
         assert weight(f"from{step}") == weight()
     assert launch("--config", "tiny.yaml", "--train", "tag=other", "seed=1", *options) == 0
     assert weight("other") != weight()
+
+
+def test_last_checkpoint_is_of_the_last_step(launch):
+    """Also when the run's length is no multiple of every_n_train_steps, and after resuming in its folder."""
+    assert launch("--config", "tiny.yaml", "--train", "trainer.max_steps=5") == 0
+    folder = trial()
+
+    def saved():
+        names = {path.name for path in (folder / "ckpts").iterdir()}
+        return names, torch.load(folder / "ckpts" / "last.ckpt", weights_only=True)["global_step"]
+
+    kept = {"epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt", "last.ckpt"}
+    assert saved() == (kept, 5)
+    config = ("--config", f"{folder}/configs/parsed.yaml", "--train")
+    assert launch(*config, f"resume={folder}/ckpts/last.ckpt", "trainer.max_steps=7") == 0
+    assert saved() == (kept | {"epoch=0-step=6.ckpt"}, 7)
+    resumed = json.loads((folder / "save" / "weight.json").read_text())
+    assert launch("--config", "tiny.yaml", "--train", "tag=whole", "trainer.max_steps=7") == 0
+    assert weight("whole") == resumed
+    # from an older one, which does not know of the last.ckpt that is there
+    assert launch(*config, f"resume={folder}/ckpts/epoch=0-step=2.ckpt", "trainer.max_steps=3") == 0
+    assert saved() == (kept | {"epoch=0-step=6.ckpt"}, 3)
+
+
+def test_files_are_named_when_the_system_lists_none_at_this_stage(launch, capsys):
+    file = Path("custom/tiny/__init__.py")
+    file.write_text(
+        TINY.replace(
+            "    def predict_step", "    def summary_files(self):\n        return {}\n\n    def predict_step"
+        )
+    )
+    assert launch("--config", "tiny.yaml", "--export") == 0
+    assert "it0-export/weight.json" in capsys.readouterr().out
 
 
 TRAIN = ("--config", "tiny.yaml", "--train")

@@ -170,10 +170,11 @@ def test_a_model_made_anew_in_the_same_folder_is_asked_anew(tmp_path):
     assert hash_prompt("hub/id", "a mug") != hash_prompt("hub/id", "a cup")
 
 
-def test_a_damaged_entry_is_encoded_again(tmp_path):
+@pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b"no archive at all"])
+def test_a_damaged_entry_is_encoded_again(tmp_path, damage):
     processor()
     for path in (tmp_path / ".threestudio_cache" / "text_embeddings").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
+        path.write_bytes(damage(path.read_bytes()))
     assert row(processor()().text_embeddings[0], "a mug") and len(ENCODED) == 12
 
 

@@ -69,9 +69,9 @@ class Adan(Optimizer):
 
     def _clip_factor(self) -> float | torch.Tensor:
         max_norm = self.defaults["max_grad_norm"]
-        if max_norm <= 0:
-            return 1.0
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if max_norm <= 0 or not grads:
+            return 1.0
         norm = torch.sqrt(sum((grad.float() ** 2).sum() for grad in grads))
         return (max_norm / (norm + self.defaults["eps"])).clamp(max=1.0)
 

@@ -14,17 +14,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import threestudio
 from threestudio.data.uncond import batches_done
 from threestudio.utils.config import dump_config
 from threestudio.utils.files import atomic_path, write_text
+from threestudio.utils.misc import load_checkpoint
 from threestudio.utils.progress import CustomProgressBar
 
 __all__ = [
     "AtomicCheckpointIO",
+    "Checkpoints",
     "CodeSnapshotCallback",
     "ConfigSnapshotCallback",
     "CustomProgressBar",
@@ -168,8 +170,35 @@ class SeedEveryStep(Callback):
         random.seed(int(words[2]))
 
 
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, and with ``save_last`` the last step is always saved.
+
+    Lightning saves every n-th step only, so that last.ckpt may be older than the result of the run.  Files of
+    the same name are replaced: with a second last-v1.ckpt nobody would know which one is the last.
+    """
+
+    def __init__(self, enable_version_counter: bool = False, **kwargs: Any) -> None:
+        super().__init__(enable_version_counter=enable_version_counter, **kwargs)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        at_end = trainer.global_step == trainer.max_steps and self._every_n_train_steps > 0
+        if at_end and self.save_last and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear whole; Lightning's pass through a temporary folder, perhaps on another disk."""
+    """Checkpoints that appear whole, and are read without unpickling anything but tensors.
+
+    Lightning's pass through a temporary folder, perhaps on another disk, and older ones are unpickled.
+    """
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load_checkpoint(path, map_location)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -387,8 +388,8 @@ class PromptProcessor(BaseObject):
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            threestudio.warn(f"The cached embedding {path} is damaged ({error}); encoding it again.")
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+            threestudio.warn(f"The cached embedding {path} is damaged; encoding it again.")
             os.unlink(path)
             return None
 
