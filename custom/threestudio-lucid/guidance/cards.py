@@ -3,8 +3,9 @@
 A prior is named in four ways:
 
     auto                           sd21 where there is CUDA, else mini
-    mini, sd21, sd15, ...          a card of this extension: priors/NAME.yaml, or priors/NAME/card.yaml beside
-    weights path/to/folder, model.safetensors, my-card.yaml
+    mini, sd21, sd15, ...          a card of this extension: priors/NAME.yaml, or priors/NAME/card.yaml
+                                   beside the weights
+    path/to/folder, model.safetensors, my-card.yaml
                                    a diffusers folder (its card.yaml is read if there is one), a single-file
                                    checkpoint, or a card of your own
     organisation/model             a repository of the Hugging Face hub, in diffusers' format
@@ -208,9 +209,9 @@ def _named(name: str, folder: Path) -> Card | None:
     return None
 
 
+@functools.cache  # a config asks for many fields, and out of reach is slow to find out
 def _card_of_hub(name: str) -> Card:
-    """A card for a hub repository: sizes as its configs say, Stable Diffusion's while they are out of "
-    "reach."""
+    """A card for a hub repository: sizes as its configs say, Stable Diffusion's while it is out of reach."""
     from .folder import fetch
 
     try:
@@ -224,6 +225,11 @@ def _card_of_folder(path: Path) -> Card:
     from .folder import downscaling, read_config
 
     latent_size = read_config(path, "unet").get("sample_size", 64)
+    if not isinstance(latent_size, int):
+        raise UserError(
+            f"{path}/unet/config.json says sample_size {latent_size!r}, which is no square size of latents. "
+            f"Write a card.yaml with image_size and latent_size into {path}."
+        )
     image_size = latent_size * downscaling(read_config(path, "vae"))
     return Card(
         name=path.resolve().name,

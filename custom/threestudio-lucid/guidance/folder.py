@@ -148,7 +148,7 @@ def fingerprint(folder: Path, components: tuple[str, ...]) -> str:
     """A hash of what the components' files hold, whatever they are called or when they were written.
 
     Of files above 8 MB the length and 64 evenly spaced blocks of 64 KiB are hashed: training changes every
-        weight.
+    weight.
     """
     digest = hashlib.blake2b(digest_size=16)
     for component in components:

@@ -212,8 +212,7 @@ class LucidGuidance(BaseObject):
     # --- the parts of a step --------------------------------------------------------------------------------
 
     def _generators(self) -> tuple[torch.Generator, torch.Generator]:
-        """One for python numbers, one for tensors; fresh for every call, so that a resumed run repeats "
-        "them."""
+        """One for python numbers, one for tensors; anew at each call, so that a resumed run repeats them."""
         key = (get_rank(), self._step, self._calls)
         self._calls += 1
         return (
@@ -366,8 +365,7 @@ class LucidISMGuidance(LucidGuidance):
 
 @threestudio.register("lucid-sds-guidance")
 class LucidSDSGuidance(LucidGuidance):
-    """Score Distillation Sampling: the score at x_t against the noise in it. Ignores what concerns the "
-    "inversion."""
+    """Score Distillation Sampling: the score at x_t against the noise in it. No inversion, so no delta_s."""
 
     def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
         return sds_step(
@@ -384,8 +382,7 @@ class LucidSDSGuidance(LucidGuidance):
 
 
 class _GivenGradient(torch.autograd.Function):
-    """threestudio's 1/2 |latents - stopped(latents - grad)|^2 / B without its rounding: gradient exactly "
-    "grad / B."""
+    """threestudio's 1/2 |latents - stopped(latents - grad)|^2 / B without its rounding: exactly grad / B."""
 
     @staticmethod
     def forward(ctx, latents: Tensor, grad: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The prior: a latent diffusion model in diffusers' format, behind five calls.
 
-    encode, decode      images [B, 3, H, W] in [0, 1]  <->  latents [B, C, h, w], times the VAE's scaling
-    factor encode_text         prompts -> embeddings [n, T, D]
+    encode, decode      images [B, 3, H, W] in [0, 1]  <->  latents [B, C, h, w], times the VAE's factor
+    encode_text         prompts -> embeddings [n, T, D]
     predict, eps        noisy latents, timestep, embeddings -> the network's raw output, and the noise in it
 
 Everything is frozen; only `encode` is differentiable. What goes in and comes out is float32; inside it is the
@@ -150,7 +150,7 @@ class Prior:
         from diffusers import DDIMScheduler
 
         config = files.read_config(self.configs, "scheduler")
-        with _quiet():
+        with _quiet(), _loading(self.configs / "scheduler"):
             scheduler = DDIMScheduler.from_config(config)
         prediction_type = self.card.prediction_type or scheduler.config.prediction_type
         if prediction_type not in PREDICTION_TYPES:

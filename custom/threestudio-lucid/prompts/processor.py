@@ -105,8 +105,7 @@ class ViewPrompts:
         camera_distances: Tensor,
         view_dependent_prompting: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """[4 B, T, D]: B texts, B unconditional, 2 B negatives (two per view, together); and weights [B, "
-        "2]."""
+        """[4 B, T, D]: B texts, B unconditional, 2 B negatives (two per view, together); weights [B, 2]."""
         if not view_dependent_prompting:
             raise UserError("Perp-Neg needs view-dependent prompts: set view_dependent_prompting=true.")
         cond = self.embeddings_for(elevation, azimuth)
@@ -166,8 +165,7 @@ class LucidPromptProcessor(BaseObject):
         view_dependent: bool = True
         """Add ", front view" and so on to the prompt, by azimuth."""
         view_blend: str = "linear"
-        """linear: blend the embeddings by azimuth, as released; nearest: one of them, by threestudio's "
-        "rule."""
+        """linear: blend the embeddings by azimuth, as released; nearest: one, by threestudio's rule."""
         front_threshold: float = 45.0
         """With nearest: front within so many degrees of azimuth 0."""
         back_threshold: float = 45.0
@@ -296,8 +294,7 @@ def read_embedding(file: Path) -> Tensor | None:
 
 
 def write_embedding(file: Path, embedding: Tensor) -> None:
-    """Under a name of its own first, so that nobody reads half a file. A cache that cannot be written is "
-    "no error."""
+    """Under a name of its own first, so that nobody reads half a file; an unwritable cache is no error."""
     from safetensors.torch import save
 
     part = file.with_suffix(f".{os.getpid()}.part")

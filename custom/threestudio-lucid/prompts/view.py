@@ -25,8 +25,7 @@ def wrapped(azimuth: Tensor) -> Tensor:
 
 
 def linear_weights(azimuth: Tensor) -> Tensor:
-    """Weights [B, 4] of VIEWS that blend linearly with the azimuth [B]; each row sums to 1, none is "
-    "overhead."""
+    """Weights [B, 4] of VIEWS, blended linearly by azimuth [B]; rows sum to 1, none is overhead."""
     distance = wrapped(azimuth).abs() / 90.0
     front, back = (1.0 - distance).clamp_min(0.0), (distance - 1.0).clamp_min(0.0)
     return torch.stack([front, 1.0 - front - back, back, torch.zeros_like(front)], dim=-1)
@@ -46,7 +45,8 @@ def nearest_weights(azimuth: Tensor, front_threshold: float = 45.0, back_thresho
 
 def with_overhead(weights: Tensor, elevation: Tensor, threshold: float) -> Tensor:
     """`weights` [B, 4], replaced by overhead alone where the elevation [B] is above `threshold` degrees."""
-    overhead = torch.tensor([0.0, 0.0, 0.0, 1.0], device=weights.device, dtype=weights.dtype)
+    overhead = torch.zeros_like(weights)
+    overhead[:, VIEWS.index("overhead")] = 1.0
     return torch.where((elevation > threshold).unsqueeze(-1), overhead, weights)
 
 
