@@ -94,12 +94,13 @@ def test_gradients_are_gathered_from_these_views(tmp_path, last_view_only, views
     assert state["geometry.cloud.grad_count"].max() == 3 * views
 
 
-def test_test_and_export_from_a_checkpoint(finished, tmp_path):
+def test_test_and_export_from_a_checkpoint(finished, tmp_path, capsys):
     config = toy_config(tmp_path)
     checkpoint = f"resume='{finished / 'ckpts/last.ckpt'}'"
     assert results(launch(config, tmp_path, checkpoint, stage="test")) == results(finished)
     trial = launch(config, tmp_path, checkpoint, stage="export")
     assert (trial / "save/it12-export/asset.ply").read_bytes() == results(finished)[0]
+    assert f"export asset.ply  {trial}/save/it12-export/asset.ply" in capsys.readouterr().out
     launch(config, tmp_path, checkpoint, stage="validate")
     assert (trial / "save/it12-0.png").exists()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,7 +257,8 @@ class LucidDreamerSystem(BaseLift3DSystem):
             {"type": "grayscale", "img": out["disparity"][0, :, :, 0], "kwargs": gray},
             {"type": "grayscale", "img": out["opacity"][0, :, :, 0], "kwargs": gray},
         ]
-        self.save_image_grid(f"it{step}-{index}.png", cells, name="validation_step", step=step)
+        path = self.save_image_grid(f"it{step}-{index}.png", cells, name="validation_step", step=step)
+        self._files[f"validation view {index}"] = path
 
     def on_validation_epoch_end(self) -> None:
         pass
@@ -270,7 +272,13 @@ class LucidDreamerSystem(BaseLift3DSystem):
             self._test_camera = {key: float(batch[key][0]) for key in keys}
             self._test_camera |= {key: int(batch[key]) for key in ("height", "width")}
 
+    def on_predict_epoch_end(self) -> None:
+        super().on_predict_epoch_end()
+        folder = Path(self.get_save_dir()) / f"it{self.true_global_step}-export"
+        self._files |= {f"export {path.name}": str(path) for path in sorted(folder.iterdir())}
+
     def on_test_epoch_end(self) -> None:
+        self._files.clear()  # views of validation were for watching the training
         step = self.true_global_step
         name = f"it{step}-test"
         self._files["turntable"] = self.save_img_sequence(
