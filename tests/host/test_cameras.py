@@ -220,6 +220,8 @@ def test_resolution_milestones():
         {"height": [4, 8]},
         {"height": 4.5},
         {"fovy_range": [70, 40]},
+        {"fovy_range": [0, 40]},
+        {"eval_fovy_deg": 180},
         {"azimuth_range": 30},
         {"light_sample_strategy": "sun"},
         {"n_test_views": 0},

@@ -174,6 +174,7 @@ def test_folder_names_of_wild_prompts():
         ("name: ${nothing}", ["name", "nothing"]),
         ("name: ${nope:1}", ["name", "nope", "rmspace"]),
         ("seed: one", ["seed", "'one'", "int"]),
+        ("seed: -5", ["seed is -5", "0 to"]),
         ("use_timestamp: false", ["tag"]),
         ("- 1\n- 2", ["mapping"]),
         ("just words", ["top level"]),

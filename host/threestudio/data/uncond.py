@@ -117,6 +117,10 @@ class RandomCameraDataModuleConfig:
             value = getattr(self, name)
             if isinstance(value, (int, float)) and value <= 0:
                 raise ConfigValueError(f"{name} must be positive, got {value}.")
+        for name in ("fovy_range", "eval_fovy_deg"):
+            value = getattr(self, name)
+            if not all(0.0 < degrees < 180.0 for degrees in _as_list(value)):
+                raise ConfigValueError(f"{name} is in degrees, above 0 and below 180, got {value}.")
 
 
 def _check_range(name: str, value: Any) -> None:

@@ -83,6 +83,9 @@ for _name, _resolver in _RESOLVERS.items():
 
 # ---- the experiment ----------------------------------------------------------------------------------------
 
+MAX_SEED = 2**32 - 2**16
+"""Numpy's seeds have 32 bits; what is left is for the ranks that are added."""
+
 MAX_NAME_BYTES = 160
 """Longest trial folder name, timestamp included: files of long prompts must still fit a path."""
 
@@ -136,6 +139,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.tag and not self.use_timestamp:
             raise ConfigValueError("Give a tag, or leave use_timestamp true: the trial needs a name.")
+        if isinstance(self.seed, int) and not 0 <= self.seed <= MAX_SEED:  # other types are refused later
+            raise ConfigValueError(f"seed is {self.seed}; it must be 0 to {MAX_SEED}.")
         if self.timestamp is None:
             self.timestamp = ""
             if self.use_timestamp and self.n_gpus > 1:
