@@ -11,6 +11,9 @@
 Every stage can be killed at any time (SIGTERM, Ctrl-C, power) and continues where it was when started again.
 --minutes is the budget of a stage in all, time used before a restart included: learning rates fall to zero
 when it is used up. To train longer, give more minutes. --new throws a stage's checkpoint away.
+
+Where there are no checkpoints, training can go on from a finished prior, such as the bundled one: data, then
+latents and unet with --start custom/threestudio-lucid/priors/mini, then export with the same --start.
 """
 
 from __future__ import annotations
@@ -64,8 +67,14 @@ def _checkpoint(path: Path, stage: str) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
-def load_vae(work: Path) -> AutoencoderTiny:
-    """The autoencoder of the checkpoint, averaged weights; with the better decoder, if that stage has run."""
+def load_vae(work: Path, start: Path | None = None) -> AutoencoderTiny:
+    """The autoencoder of the checkpoint, averaged weights; with the better decoder, if that stage has run.
+
+    Without a checkpoint, the one of the finished prior `start`.
+    """
+    if start is not None and not (work / "vae.pt").exists():
+        vae = AutoencoderTiny.from_pretrained(start / "vae", torch_dtype=torch.float32)
+        return vae.eval().requires_grad_(False)
     vae = _averaged(work / "vae.pt")
     better = decoder_checkpoint(work, vae)
     return _averaged(better) if better.exists() else vae
@@ -179,19 +188,19 @@ def stage_vae(options: argparse.Namespace) -> None:
 
 
 def stage_latents(options: argparse.Namespace) -> None:
-    folder = latents.encode_all(options.cache, load_vae(options.work))
+    folder = latents.encode_all(options.cache, load_vae(options.work, options.start))
     values, labels = latents.load_all(options.cache, folder)
     sample = values[:: max(len(values) // 500, 1)].astype("float32")
     print(f"{len(labels)} pictures in {folder}: mean {sample.mean():.3f}, std {sample.std():.3f}")
 
 
 def stage_unet(options: argparse.Namespace) -> None:
-    vae = load_vae(options.work)
+    vae = load_vae(options.work, options.start)
     values, labels = latents.load_all(options.cache, latents.latents_folder(options.cache, vae))
     folder = unet_folder(options.work, vae)
     _forget(options, folder / "unet.pt")
     minutes = options.minutes or DEFAULT_MINUTES["unet"]
-    train_unet(values, labels, vae, folder, minutes, batch=options.batch or 64)
+    train_unet(values, labels, vae, folder, minutes, batch=options.batch or 64, start=options.start)
 
 
 def stage_decoder(options: argparse.Namespace) -> None:
@@ -203,7 +212,7 @@ def stage_decoder(options: argparse.Namespace) -> None:
 
 
 def stage_export(options: argparse.Namespace) -> None:
-    vae = load_vae(options.work)
+    vae = load_vae(options.work, options.start)
     model, tokenizer, step = load_denoiser(unet_folder(options.work, vae))
     size = export(vae, model, tokenizer, options.out)
     print(f"{options.out}: {size / 1e6:.1f} MB, {step} steps")
@@ -238,6 +247,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--cache", type=Path, default=dataset.DEFAULT_CACHE, help="pictures and latents (%(default)s)"
     )
     parser.add_argument("--work", type=Path, help="checkpoints and sample sheets (CACHE/prior)")
+    parser.add_argument(
+        "--start", type=Path, help="finished prior to go on from, without checkpoints"
+    )
     parser.add_argument("--out", type=Path, default=EXPORT, help="folder of the finished prior (%(default)s)")
     parser.add_argument(
         "--images", type=int, default=24_000, help="pictures for the data stage (%(default)s)"

@@ -106,6 +106,13 @@ class Denoiser(nn.Module):
         self.unet = make_unet(latent_channels, channels)
         self.text_encoder = make_text_encoder(tokenizer)
 
+    def load_finished(self, folder: Path) -> None:
+        """Take the weights of a finished prior of the same architecture."""
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        self.unet.load_state_dict(unet.state_dict())
+        self.text_encoder.load_state_dict(text_encoder.state_dict())
+
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Predicted noise [B, C, h, w] for x_t [B, C, h, w], t [B], token ids [B, T]."""
         text = self.text_encoder(input_ids=ids)[0]
@@ -165,16 +172,20 @@ def min_snr_weight(alphas_cumprod: torch.Tensor, t: torch.Tensor, gamma: float =
 # ---------------------------------------------------------------------------------------------- training
 
 
-def run_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of the run in `folder`: made from the toybox's words at the start, the same one ever
-    after.
+def run_tokenizer(folder: Path, start: Path | None = None) -> CLIPTokenizer:
+    """The tokenizer of the run in `folder`, the same one ever after.
+
+    At the start it is that of the finished prior `start`, or made from the toybox's words.
 
     Raises:
         ValueError: the toybox has words by now that this run's tokenizer does not know.
     """
     path = folder / "tokenizer"
     if not (path / "tokenizer.json").exists():
-        save_tokenizer(make_tokenizer(captions.vocabulary()), path)
+        if start is None:
+            save_tokenizer(make_tokenizer(captions.vocabulary()), path)
+        else:
+            save_tokenizer(CLIPTokenizer.from_pretrained(start / "tokenizer"), path)
     tokenizer = CLIPTokenizer.from_pretrained(path)
     check_single_tokens(tokenizer, captions.vocabulary())
     return tokenizer
@@ -191,6 +202,7 @@ def train_unet(
     stop_after: int | None = None,
     channels: tuple[int, ...] = CHANNELS,
     seed: int = 0,
+    start: Path | None = None,
 ) -> Denoiser:
     """Train, or go on training, the denoiser; returns it with averaged weights.
 
@@ -199,13 +211,16 @@ def train_unet(
         vae: decodes the sample sheets.
         folder: checkpoint `unet.pt`, tokenizer/, sheets `unet-*.png`.
         minutes: budget in all; `steps`, `stop_after`: see `Run`.
+        start: a finished prior whose weights and tokenizer a new run begins with.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    tokenizer = run_tokenizer(folder)
+    tokenizer = run_tokenizer(folder, start)
     tokens = TokenCache(tokenizer)
     scheduler = make_scheduler()
     model = Denoiser(tokenizer, latents.shape[2], channels)
+    if start is not None:
+        model.load_finished(start)
     model.unet.to(memory_format=torch.channels_last)
     model.unet.set_attn_processor(AttnProcessor())  # on CPU 11% of a step faster than fused attention
     ema = Ema(model, 0.998)
