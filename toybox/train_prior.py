@@ -247,9 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--cache", type=Path, default=dataset.DEFAULT_CACHE, help="pictures and latents (%(default)s)"
     )
     parser.add_argument("--work", type=Path, help="checkpoints and sample sheets (CACHE/prior)")
-    parser.add_argument(
-        "--start", type=Path, help="finished prior to go on from, without checkpoints"
-    )
+    parser.add_argument("--start", type=Path, help="finished prior to go on from, without checkpoints")
     parser.add_argument("--out", type=Path, default=EXPORT, help="folder of the finished prior (%(default)s)")
     parser.add_argument(
         "--images", type=int, default=24_000, help="pictures for the data stage (%(default)s)"
