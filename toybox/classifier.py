@@ -97,7 +97,7 @@ def augment(
 
     x = premultiplied.float() / 255
     if strength > 0:
-        theta = _similarity(uniform(0.85, 1.45), uniform(-0.12, 0.12), uniform(-0.16, 0.16, 2))
+        theta = _similarity(uniform(0.88, 1.3), uniform(-0.12, 0.12), uniform(-0.16, 0.16, 2))
         grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         x = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image = x[:, :3] + (1 - x[:, 3:]) * backgrounds[:, :, None, None]
@@ -109,7 +109,7 @@ def augment(
     image = grey + uniform(0.85, 1.2, 1, 1, 1) * (image - grey)  # contrast and, with it, saturation
     image = image * uniform(0.95, 1.05, 3, 1, 1) + uniform(-0.03, 0.03, 1, 1, 1)
     noise = torch.randn(image.shape, generator=generator)
-    return (image + uniform(0, 0.04, 1, 1, 1) * noise).clamp(0, 1)
+    return (image + uniform(0, 0.03, 1, 1, 1) * noise).clamp(0, 1)
 
 
 def _similarity(scale: Tensor, angle: Tensor, shift: Tensor) -> Tensor:

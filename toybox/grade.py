@@ -1,10 +1,9 @@
 """The grader: names object, colour and view of pictures, and so says how good a prior or an asset is.
 
-    python -m toybox.grade images a.png b.png                         # what is on these pictures?
-    python -m toybox.grade asset outputs/lucid/a_red_mug@... --prompt "a red mug"
-    python -m toybox.grade prior                                      # 300 samples of the bundled prior
-    python -m toybox.grade train --minutes 10                         # train it again, on the pictures of the
-    cache
+    python -m toybox.grade images a.png b.png              # what is on these pictures?
+    python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
+    python -m toybox.grade prior                           # 300 samples of the bundled prior
+    python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
 
 The classifier was trained on renders of the toybox over all kinds of backgrounds, at several sizes, with
 slight blur, noise and shifts of colour. A view counts as right when it looks like the right one on that
@@ -35,13 +34,14 @@ from torch import Tensor
 from toybox import captions
 from toybox.classifier import Classifier, allowed_views, augment, group_nll, shrink, to_input
 from toybox.dataset import DEFAULT_CACHE, Pictures, random_backgrounds
+from toybox.muon import MuonWithAdamW
 from toybox.objects import OBJECTS
 from toybox.progress import Progress
-from toybox.training import Run, set_rate, warm_cosine
+from toybox.training import Run, warm_cosine
 
 WEIGHTS = Path(__file__).parent / "weights" / "grader"
 BARS = {"object": 0.97, "color": 0.95, "view": 0.90}  # for samples of a prior
-PEAK_RATE = 2e-3
+PEAK_RATE, MUON_RATE = 1e-3, 0.02
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def train_grader(
     data: GraderData,
     checkpoint: Path,
     minutes: float,
-    batch: int = 96,
+    batch: int = 128,
     steps: int | None = None,
     stop_after: int | None = None,
     seed: int = 0,
@@ -181,11 +181,11 @@ def train_grader(
     rng = np.random.default_rng(seed)
     model = Classifier(*(len(data.labels[key]) for key in ("object", "color", "view")))
     model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.05)
+    optimizer = MuonWithAdamW(model, MUON_RATE, PEAK_RATE, plain=("stem.", "objects.", "colors.", "views."))
     parts = {"model": model, "optimizer": optimizer}
     run = Run("grader", checkpoint, parts, rng, minutes, steps, stop_after)
     for _ in run:
-        set_rate(optimizer, PEAK_RATE * warm_cosine(run.fraction, warm=0.05))
+        optimizer.set_rate(warm_cosine(run.fraction, warm=0.03))
         rows = torch.from_numpy(rng.choice(data.train, size=batch))
         backgrounds = torch.from_numpy(random_backgrounds(batch, rng))
         x = augment(data.images[rows], backgrounds, torch.default_generator)
@@ -380,13 +380,36 @@ def view_of_file(path: Path) -> str | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def grade_asset(grader: Grader, path: Path, prompt: str) -> tuple[Score, list[tuple[Path, Grade]]]:
-    """Grade an asset's views against its prompt (see `find_views`).
+def prompt_of_run(path: Path) -> str:
+    """The prompt of a run, from the metrics that it writes beside its views (`save/itN-metrics.json`).
 
     Raises:
-        ValueError: the prompt names nothing of the toybox.
+        ValueError: there are no metrics, or no prompt in them.
     """
-    spec = captions.parse(prompt)
+    views = find_views(path)[0].parent
+    metrics = views.with_name(views.name.replace("-views", "-metrics") + ".json")
+    try:
+        prompt = json.loads(metrics.read_text(encoding="utf-8")).get("prompt")
+    except (OSError, json.JSONDecodeError, AttributeError):
+        prompt = None
+    if not prompt:
+        raise ValueError(f'{metrics} does not tell the prompt: say what it should be, --prompt "a red mug"')
+    return str(prompt)
+
+
+def grade_asset(
+    grader: Grader, path: Path, prompt: str | None = None
+) -> tuple[Score, list[tuple[Path, Grade]]]:
+    """Grade an asset's views against its prompt (see `find_views`).
+
+    Args:
+        path: a run's folder, a folder of pictures, or a picture.
+        prompt: None: the run's own (`prompt_of_run`).
+
+    Raises:
+        ValueError: no prompt, or one that names nothing of the toybox.
+    """
+    spec = captions.parse(prompt or prompt_of_run(path))
     paths = find_views(path)
     grades = grader(read_pictures(paths))
     wanted = [captions.Spec(spec.object, spec.color, view=view_of_file(p)) for p in paths]
@@ -434,9 +457,11 @@ def _main_prior(options: argparse.Namespace) -> int:
 
 
 def _main_asset(options: argparse.Namespace) -> int:
-    result, rows = grade_asset(Grader.load(), options.path, options.prompt)
+    prompt = options.prompt or prompt_of_run(options.path)
+    result, rows = grade_asset(Grader.load(), options.path, prompt)
+    spec = captions.parse(prompt)
+    print(prompt)
     _print_grades(rows)
-    spec = captions.parse(options.prompt)
     both = sum(g.object == spec.object and g.color == spec.color for _, g in rows)
     print(f"object and colour right in {both} of {len(rows)} views; view {100 * result.view:.0f} %")
     return 0 if both >= 7 / 8 * len(rows) else 1
@@ -459,7 +484,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--minutes", type=float, default=10.0, help="budget in all, restarts included (%(default)s)"
     )
-    train.add_argument("--steps", type=int, help="budget in steps of 96 pictures instead: 1500 are enough")
+    train.add_argument("--steps", type=int, help="budget in steps of 128 pictures instead")
     train.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="pictures (%(default)s)")
     train.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights (%(default)s)")
     train.add_argument("--new", action="store_true", help="start anew, the checkpoint is deleted")
@@ -478,7 +503,7 @@ def _parser() -> argparse.ArgumentParser:
 
     asset = commands.add_parser("asset", help="grade a run's views; exit status 0 if 7 of 8 are right")
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
-    asset.add_argument("--prompt", required=True, help='what it should be, e.g. "a red mug"')
+    asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
 
     images = commands.add_parser("images", help="say what is on pictures")

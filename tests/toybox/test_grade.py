@@ -92,16 +92,14 @@ def test_prompts_go_through_everything():
 
 @pytest.fixture(scope="module")
 def data():
-    """Donuts are left half planes and houses right ones, red or blue: learnt in a few dozen steps."""
+    """Donuts are small squares and houses are large ones, red or blue: learnt in a few dozen steps."""
     n = 64
     kinds, colors = torch.arange(n) % 2, torch.arange(n) // 2 % 2
     images = torch.zeros(n, 4, 64, 64, dtype=torch.uint8)
     for image, kind, color in zip(images, kinds, colors, strict=True):
-        where = slice(0, 32) if kind == 0 else slice(32, 64)
-        image[3, :, where] = 255
-        image[2 if color == 0 else 0, :, where] = 220
-        if kind == 1:
-            image[1, ::8, where] = 220  # houses have stripes: colour of the background cannot hide them
+        where = slice(24, 40) if kind == 0 else slice(6, 58)
+        image[3, where, where] = 255
+        image[2 if color == 0 else 0, where, where] = 220
     views = torch.tensor(
         [[True, True, True, False] if kind == 0 else [False, True, False, False] for kind in kinds]
     )
@@ -115,7 +113,7 @@ def test_training_learns_and_resumes_to_the_same_weights(data, tmp_path):
     straight = train_grader(data, tmp_path / "b.pt", 1.0, batch=16, steps=4)
     for a, b in zip(resumed.model.state_dict().values(), straight.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    learnt = train_grader(data, tmp_path / "c.pt", 1.0, batch=24, steps=40)
+    learnt = train_grader(data, tmp_path / "c.pt", 1.0, batch=16, steps=30)
     assert learnt.report["object"] > 0.8  # chance is 0.5
 
 
@@ -141,8 +139,24 @@ def test_files_round_trip_and_command_line(data, tmp_path, capsys, monkeypatch):
     assert "of 8 views" in capsys.readouterr().out
     assert grade.main(["asset", str(tmp_path / "run"), "--prompt", "a red unicorn"]) == 2
     assert "toybox" in capsys.readouterr().err
+    assert grade.main(["asset", str(tmp_path / "run")]) == 2
+    assert "--prompt" in capsys.readouterr().err
+    (run.parent / "it600-metrics.json").write_text('{"prompt": "a blue house"}')
+    assert grade.main(["asset", str(tmp_path / "run")]) in (0, 1)
+    assert "a blue house\n" in capsys.readouterr().out
     assert grade.main(["images", str(run / "000.png")]) == 0
     assert "000.png" in capsys.readouterr().out
+
+
+def test_a_score_tells_what_is_below_its_bar():
+    text = score([seen("house", "red", "front")], [captions.Spec("house", "blue", view="front")]).text()
+    assert [line.split()[-1] for line in text.splitlines()] == ["ok", "BELOW", "ok"]
+
+
+def test_wrong_pictures_get_a_red_frame():
+    framed = grade.with_borders(torch.zeros(2, 3, 16, 16), [False, True])
+    assert framed[0].max() == 0
+    assert framed[1, 0, 0, 8] > 0.8 and framed[1, :, 8, 8].max() == 0
 
 
 def test_missing_grader_names_the_next_step(tmp_path):
