@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -32,9 +32,32 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 def check_range(
     name: str, value: float, low: float | None = None, high: float | None = None, *, above: bool = False
 ) -> None:
-    """UserError naming the field and the value unless low <= value <= high (`above`: low < value)."""
+    """UserError naming the field and the value unless it is a number and low <= value <= high.
+
+    Args:
+        above: low < value instead.
+    """
+    bounds = [] if low is None else [f"{'above' if above else 'at least'} {low:g}"]
+    bounds += [] if high is None else [f"at most {high:g}"]
+    if not isinstance(value, int | float):
+        raise UserError(
+            f"{name} is {value!r}; it must be a number{', ' if bounds else ''}{' and '.join(bounds)}."
+        )
     too_low = low is not None and (value <= low if above else value < low)
     if too_low or (high is not None and value > high) or math.isnan(value):
-        bounds = [] if low is None else [f"{'above' if above else 'at least'} {low:g}"]
-        bounds += [] if high is None else [f"at most {high:g}"]
         raise UserError(f"{name} is {value}; it must be {' and '.join(bounds)}.")
+
+
+def check_pair(name: str, value: object, form: str) -> tuple[float, float]:
+    """The two numbers of a list.
+
+    Args:
+        form: what the field takes, for the message.
+
+    Raises:
+        UserError: it is no list of two numbers.
+    """
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers):
+        raise UserError(f"{name} is {value!r}; it must be {form}.")
+    return numbers[0], numbers[1]

@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
-from .errors import UserError, closest
+from .errors import UserError, check_pair, closest
 from .guidance.cards import find_card
+from .resolvers import register_resolver
 
 PUBLISHED: dict[str, Any] = {
     # length of the run, and cameras a step
@@ -120,10 +121,13 @@ def ramp(value: float | Sequence[float], max_steps: int) -> float | list[float]:
 
     >>> ramp([1.0, 0.1], 600), ramp(0.5, 600)
     ([0, 1.0, 0.1, 600], 0.5)
+
+    Raises:
+        UserError: neither a number nor two.
     """
     if isinstance(value, int | float):
         return value
-    first, last = value
+    first, last = check_pair("A ramp", value, "one number, or [first, last]")
     return [0, first, last, max_steps]
 
 
@@ -139,7 +143,6 @@ def even(times: int, max_steps: int) -> int:
 
 def register_resolvers() -> None:
     """Makes the resolvers above work in OmegaConf configs; may be called again."""
-    from omegaconf import OmegaConf
 
     def recipe_of(key: str, *, _root_: Any) -> Any:
         recipe = find_recipe(str(_root_.system.guidance.prior))
@@ -148,14 +151,29 @@ def register_resolvers() -> None:
 
     resolvers = {
         "recipe": recipe_of,
-        "part": lambda fraction, *, _root_: part(float(fraction), _root_.trainer.max_steps),
-        "ramp": lambda value, *, _root_: ramp(value, _root_.trainer.max_steps),
-        "even": lambda times, *, _root_: even(times, _root_.trainer.max_steps),
+        "part": lambda fraction, *, _root_: part(float(fraction), _max_steps(_root_)),
+        "ramp": lambda value, *, _root_: ramp(value, _max_steps(_root_)),
+        "even": lambda times, *, _root_: even(times, _max_steps(_root_)),
     }
-    # omegaconf 2.4 has a new name for it and warns of the old one, which is all that 2.3 has
-    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
     for name, resolver in resolvers.items():
-        register(name, resolver, replace=True)
+        register_resolver(name, resolver)
+
+
+def _max_steps(config: Any) -> int:
+    """Length of the run.
+
+    Raises:
+        UserError: it is no whole number of at least 1, or missing; Lightning's -1, without end, is none.
+    """
+    from omegaconf import OmegaConf
+
+    steps = OmegaConf.select(config, "trainer.max_steps")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UserError(
+            f"trainer.max_steps is {steps!r}; it must be a whole number of at least 1, for schedules are "
+            "parts of the run."
+        )
+    return steps
 
 
 def _check_key(key: Any, where: str) -> None:

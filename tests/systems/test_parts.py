@@ -1,11 +1,17 @@
 """Small parts of the system: regularisers, timetable, record, contact sheet, recipes, seeds."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf, __version__
+from packaging.version import Version
 
+from threestudio_lucid import recipe
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.density import DensityReport
+from threestudio_lucid.guidance import cards
 from threestudio_lucid.recipe import PUBLISHED, even, find_recipe, part, ramp
 from threestudio_lucid.seeding import generator, seed_of
 from threestudio_lucid.systems import density as timetable
@@ -13,6 +19,8 @@ from threestudio_lucid.systems.density import DensityConfig
 from threestudio_lucid.systems.record import Record
 from threestudio_lucid.systems.regularizers import total_variation
 from threestudio_lucid.systems.sheet import azimuth_label, contact_sheet
+
+OMEGACONF = Version(__version__).release
 
 
 def test_total_variation_is_the_published_sum():
@@ -102,3 +110,54 @@ def test_recipes_of_cards(tmp_path):
     (tmp_path / "recipe.yaml").write_text("step: 7\n")
     with pytest.raises(UserError, match=r"no key 'step'\. Did you mean 'steps'"):
         find_recipe(str(tmp_path))
+
+
+def config_of(max_steps):
+    return OmegaConf.create(
+        {"trainer": {"max_steps": max_steps}, "every": "${even:4}", "lr": "${ramp:[1.0, 0.1]}"}
+    )
+
+
+@pytest.mark.parametrize("max_steps", [-1, 0, 2.5, "abc", None, True])
+def test_a_run_has_a_length(max_steps):
+    for key in ("every", "lr"):
+        with pytest.raises(Exception, match=r"trainer\.max_steps is .* whole number of at least 1"):
+            _ = config_of(max_steps)[key]
+    assert (config_of(8).every, config_of(8).lr) == (2, [0, 1.0, 0.1, 8])
+
+
+def test_resolvers_work_in_omegaconf_23(monkeypatch):
+    """There register_resolver is a legacy function, and what resolvers return must be scalars or nodes."""
+    new = getattr(OmegaConf, "register_resolver" if OMEGACONF >= (2, 4) else "register_new_resolver")
+    returned = []
+
+    def legacy(name, resolver):
+        raise AssertionError("this is not the function to call")
+
+    def register_new_resolver(name, resolver, *, replace=False):
+        def spy(*args, **kwargs):
+            returned.append(resolver(*args, **kwargs))
+            return returned[-1]
+
+        new(name, functools.wraps(resolver)(spy), replace=replace)
+
+    monkeypatch.setattr(OmegaConf, "register_resolver", legacy, raising=False)
+    monkeypatch.setattr(OmegaConf, "register_new_resolver", register_new_resolver)
+    recipe.register_resolvers()
+    cards.register_resolvers()
+    cfg = OmegaConf.merge(
+        config_of(8),
+        {
+            "system": {"guidance": {"prior": "sd21"}},
+            "relax": "${recipe:relax}",
+            "lr_means": "${ramp:${recipe:lr_means}}",
+            "size": "${prior:sd21,image_size}",
+        },
+    )
+    OmegaConf.resolve(cfg)
+    assert (cfg.every, cfg.size, cfg.lr_means) == (2, 512, [0, 5.6e-4, 5.6e-6, 8])
+    assert cfg.relax.fovy == [0.75, 1.1]
+    assert returned and not any(isinstance(value, list | dict) for value in returned)
+    monkeypatch.undo()
+    recipe.register_resolvers()
+    cards.register_resolvers()

@@ -22,7 +22,6 @@ import json
 import logging
 import re
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError, check_choice, check_range, closest
+from ..resolvers import register_resolver
 
 PRIORS_FOLDER = Path(__file__).parents[1] / "priors"
 KINDS = ("latent-diffusion",)
@@ -182,14 +182,7 @@ def known_names(folder: Path = PRIORS_FOLDER) -> list[str]:
 
 def register_resolvers() -> None:
     """Makes `${prior:NAME,KEY}` work in OmegaConf configs; may be called again."""
-    from omegaconf import OmegaConf
-
-    with warnings.catch_warnings():
-        # omegaconf 2.4 renames this function; 2.3, which threestudio pins, has only this name
-        warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
-        OmegaConf.register_new_resolver(
-            "prior", lambda name, key: find_card(str(name)).get(str(key)), replace=True
-        )
+    register_resolver("prior", lambda name, key: find_card(str(name)).get(str(key)))
 
 
 def is_hub_id(name: str) -> bool:
