@@ -159,6 +159,14 @@ def test_resolution_may_grow():
         ({"relax": {"fovy": [1]}, "relax_limits": {"fovy": [1, 2]}}, r"relax.fovy is \[1\]"),
         ({"progressive_until": 5}, "relax_every and relax"),
         ({"relax_every": -1}, "relax_every is -1"),
+        ({"relax_every": "often"}, "relax_every is 'often'; it must be a number"),
+        ({"relax": 3}, "relax is 3; it must be a mapping"),
+        ({"relax": {"fovy": 3}}, "relax.fovy is 3; it must be two numbers"),
+        ({"relax": {"fovy": [1, "wide"]}}, r"relax.fovy is \[1, 'wide'\]"),
+        ({"relax_limits": {"fovy": 3}}, "relax_limits.fovy is 3; it must be two numbers"),
+        ({"relax_limits": {"camera_distance": [0, 1]}}, "relax_limits.camera_distance is 0"),
+        ({"camera_distance_range": [0, 0]}, r"camera_distance_range is \[0, 0\]; distances must be above 0"),
+        ({"eval_camera_distance": -1}, "eval_camera_distance is -1"),
     ],
 )
 def test_mistakes_are_told(change, message):

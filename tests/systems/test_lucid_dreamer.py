@@ -117,6 +117,13 @@ def test_test_and_export_from_a_checkpoint(finished, tmp_path, capsys):
         ({"geometry": {"init": "file:none.ply"}}, "There is no file none.ply"),
         ({"geometry": {"num_points": 10, "capacity": 5}}, "num_points is 10"),
         ({"geometry": {"lr_mean": 1}}, "lr_means"),
+        ({"geometry": {"lr_means": -1}}, "lr_means is -1; it must be at least 0"),
+        ({"geometry": {"lr_means": "fast"}}, "lr_means is 'fast'"),
+        ({"geometry": {"lr_quats": [0, 0.1, 0.0, 9]}}, r"lr_quats is \[0, 0.1, 0.0, 9\].*above 0"),
+        ({"geometry": {"lr_scales": [0.1, 0.2]}}, r"lr_scales is \[0.1, 0.2\]"),
+        ({"adam_betas": 3}, "adam_betas is 3; it must be two numbers"),
+        ({"adam_betas": [2, 3]}, r"adam_betas is \[2, 3\]; it must be two numbers"),
+        ({"accumulate": "two"}, "accumulate is 'two'; it must be a number"),
         ({"renderer": {"backend": "cuda"}}, "backend is 'cuda'"),
         (
             {"density": {"prune_opacity": 0.2, "start": 0, "every": 1, "reset_every": 0}},

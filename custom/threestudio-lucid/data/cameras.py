@@ -7,7 +7,7 @@ the cameras it would have seen, and no batch lags behind the schedule because it
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.misc import get_rank
 from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
 
-from ..errors import UserError
+from ..errors import UserError, check_pair, check_range
 from ..seeding import generator
 from .orbit import Cameras, Orbit, Relaxation, sample_cameras
 
@@ -48,17 +48,30 @@ class LucidCameraDataModuleConfig(RandomCameraDataModuleConfig):
         getattr(super(), "__post_init__", lambda: None)()
         if self.progressive_until:
             raise UserError("progressive_until is random-camera-datamodule's; here relax_every and relax.")
-        if self.relax_every < 0:
-            raise UserError(f"relax_every is {self.relax_every}; it must be 0 or more steps.")
-        for key, given in (("relax", self.relax), ("relax_limits", self.relax_limits)):
-            for name, ends in given.items():
-                if name not in RANGES:
-                    raise UserError(f"{key} names {name!r}; it must be one of: {', '.join(RANGES)}.")
-                if len(ends) != 2:
-                    raise UserError(f"{key}.{name} is {list(ends)}; it must be [low end, high end].")
+        check_range("relax_every", self.relax_every, 0)
+        check_range("eval_camera_distance", self.eval_camera_distance, 0.0, above=True)
+        nearest, _ = check_pair("camera_distance_range", self.camera_distance_range, "[low, high]")
+        if nearest <= 0.0:
+            raise UserError(
+                f"camera_distance_range is {self.camera_distance_range!r}; distances must be above 0."
+            )
+        _check_ends("relax", self.relax, "[low end's factor, high end's factor]")
+        _check_ends("relax_limits", self.relax_limits, "[low end, high end]")
+        for end in self.relax_limits.get("camera_distance", ()):
+            check_range("relax_limits.camera_distance", end, 0.0, above=True)
         missing = [name for name in self.relax if name not in self.relax_limits]
         if missing:
             raise UserError(f"relax_limits lacks {', '.join(missing)}, which relax changes.")
+
+
+def _check_ends(key: str, given: Any, form: str) -> None:
+    """UserError unless it is a mapping of names of ranges to two numbers."""
+    if not isinstance(given, Mapping):
+        raise UserError(f"{key} is {given!r}; it must be a mapping such as {{fovy: {form}}}.")
+    for name, ends in given.items():
+        if name not in RANGES:
+            raise UserError(f"{key} names {name!r}; it must be one of: {', '.join(RANGES)}.")
+        check_pair(f"{key}.{name}", ends, f"two numbers, {form}")
 
 
 class LucidCameraDataset(IterableDataset):

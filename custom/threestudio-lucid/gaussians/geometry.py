@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import threestudio
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.utils.misc import C
 
-from ..errors import check_range
+from ..errors import UserError, check_range
 from ..points import load_points, split_source
 from ..seeding import generator
 from .cloud import MAX_SH_DEGREE, PARAMETERS, GaussianCloud, Gaussians, gaussians_from_points
@@ -32,8 +33,7 @@ class LucidGaussianSplatting(BaseGeometry):
     class Config(BaseGeometry.Config):
         init: str = "shape:ball"
         """Where points come from: shape:ball, shape:box, file:points.ply (points), file:asset.ply
-        (Gaussians).
-        """
+        (Gaussians)."""
         init_radius: float = 0.5
         """Radius of the shape, world units."""
         init_opacity: float = 0.1
@@ -70,6 +70,8 @@ class LucidGaussianSplatting(BaseGeometry):
             check_range("sh_degree_every", self.sh_degree_every, 0)
             if self.capacity:
                 check_range("num_points", self.num_points, high=self.capacity)
+            for name in ("means", "quats", "scales", "opacities", "sh_dc", "sh_rest"):
+                _check_rate(f"lr_{name}", getattr(self, f"lr_{name}"))
 
     cfg: Config
 
@@ -138,3 +140,18 @@ class LucidGaussianSplatting(BaseGeometry):
     def reset_opacity(self, moments: dict[str, list[Tensor]], maximum: float) -> None:
         """opacity <- min(opacity, maximum)."""
         reset_opacity(self.cloud.params, moments, self.cloud.n, maximum)
+
+
+def _check_rate(name: str, value: Any) -> None:
+    """UserError naming the field unless it is a number of at least 0, or a schedule of numbers above 0."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        check_range(name, value, 0.0)
+        return
+    entries = [0, *value] if len(value) == 3 else list(value)
+    complete = len(entries) >= 4 and len(entries) % 2 == 0
+    numbers = all(isinstance(entry, int | float) for entry in entries)
+    if not complete or not numbers or min(entries[1], *entries[2::2]) <= 0.0:
+        raise UserError(
+            f"{name} is {value!r}; it must be a number of at least 0 or a schedule [step, rate, rate, step] "
+            "whose rates are above 0, for they change geometrically."
+        )
