@@ -6,10 +6,9 @@ Plain functions on explicit tensors, all edited in place:
     moments   name -> what the optimizer remembers per element of that parameter, each like the parameter
     n         int64 scalar, how many rows live
 
-`rebuild` is the only function that moves rows, and it moves parameters and moments together. With
-LucidDreamer's
-numbers as defaults: where the picture wants to change but cannot (a large screen-space gradient), small
-    Gaussians are cloned and large ones split in two; transparent and oversized ones go.
+`rebuild` is the only function that moves rows, and it moves parameters and moments together. Where the
+picture wants to change but cannot (a large screen-space gradient), small Gaussians are cloned and large ones
+split in two; transparent and oversized ones go. The defaults are LucidDreamer's numbers.
 """
 
 from __future__ import annotations
@@ -136,9 +135,10 @@ def refine(
 
     # 3. room: a clone needs one row more; a split one more, or two if its parent had to go anyway
     needs = clone.long() + split.long() * (1 + (~stays).long())
-    chosen = _largest_that_fit(gradient, needs, room=grad_sum.numel() - int(stays.sum()))
-    refused = int((clone | split).sum() - chosen.sum())
+    chosen = _largest_that_fit(gradient, needs, room=grad_sum.numel() - stays.sum())
+    refused = (clone | split) & ~chosen
     clone, split = clone & chosen, split & chosen
+    pruned = ~stays & ~split
 
     # 4. do it
     keep = (stays & ~split).nonzero().squeeze(1)
@@ -148,7 +148,8 @@ def refine(
     rebuild(params, moments, n, keep, born)
     grad_sum.zero_()
     grad_count.zero_()
-    return DensityReport(len(clones), len(parents), int((~stays & ~split).sum()), refused, int(n))
+    left_out = torch.stack([pruned.sum(), refused.sum()]).tolist()
+    return DensityReport(len(clones), len(parents), *left_out, n=len(keep) + len(born["means"]))
 
 
 def split_children(params: Params, parents: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -176,10 +177,8 @@ def reset_opacity(params: Params, moments: Moments, n: Tensor, maximum: float = 
         moment.zero_()
 
 
-def _largest_that_fit(gradient: Tensor, needs: Tensor, room: int) -> Tensor:
-    """Mask of the candidates (needs > 0) of largest gradient whose needs together fit the room; ties by
-    index.
-    """
+def _largest_that_fit(gradient: Tensor, needs: Tensor, room: Tensor) -> Tensor:
+    """Mask of the candidates (needs > 0) of largest gradient whose needs fit the room; ties by index."""
     order = torch.where(needs > 0, gradient, -torch.ones_like(gradient)).argsort(descending=True, stable=True)
     fits = (needs[order].cumsum(0) <= room) & (needs[order] > 0)
     return torch.zeros_like(fits).scatter_(0, order, fits)

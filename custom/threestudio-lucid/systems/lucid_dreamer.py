@@ -9,8 +9,8 @@ One step, numbered from 1:
     5. Adam
 
 All that is random is drawn from a function of (seed, rank, step), and all that a step leaves behind is in the
-checkpoint: parameters and number of Gaussians, density statistics, Adam's moments, the running record. So a
-    run that was interrupted ends like one that was not.
+checkpoint: parameters and number of Gaussians, density statistics, Adam's moments, the running record. So
+a run that was interrupted ends like one that was not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from threestudio.utils.misc import get_rank
 
 from ..data.cameras import view_batch
 from ..data.orbit import circle
-from ..errors import UserError, check_range
+from ..errors import UserError, check_pair, check_range
 from ..gaussians.cloud import moments_of
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
@@ -72,6 +72,10 @@ class LucidDreamerSystem(BaseLift3DSystem):
             check_range("accumulate", self.accumulate, 1)
             check_range("as_latent_ratio", self.as_latent_ratio, 0.0, 1.0)
             check_range("sheet_views", self.sheet_views, 1)
+            check_range("adam_eps", self.adam_eps, 0.0, above=True)
+            form = "two numbers of at least 0 and below 1, such as [0.9, 0.999]"
+            if not all(0.0 <= beta < 1.0 for beta in check_pair("adam_betas", self.adam_betas, form)):
+                raise UserError(f"adam_betas is {self.adam_betas!r}; it must be {form}.")
             if self.optimizer:
                 raise UserError(
                     "system.optimizer is not read by lucid-dreamer-system: learning rates are lr_means, "
@@ -184,7 +188,7 @@ class LucidDreamerSystem(BaseLift3DSystem):
             UserError: `PATIENCE` such steps in a row.
         """
         grads = [p.grad for p in self.geometry.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(grad).all()) for grad in grads):
+        if torch.stack([grad.isfinite().all() for grad in grads]).all():  # one wait for the device
             self._faults = 0
             return True
         self._faults += 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..gaussians.density import DensityReport
@@ -26,10 +27,13 @@ class Record:
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Takes in one step's losses; a loss that is new starts its mean."""
-        for name, value in values.items():
-            if name.startswith("loss"):
-                x = float(value)
-                self.means[name] = x if name not in self.means else _towards(self.means[name], x)
+        losses = {name: value for name, value in values.items() if name.startswith("loss")}
+        if not losses:
+            return
+        # together, for each copy from a GPU waits for it
+        numbers = torch.stack([value.reshape(()) for value in losses.values()]).tolist()
+        for name, x in zip(losses, numbers, strict=True):
+            self.means[name] = x if name not in self.means else _towards(self.means[name], x)
 
     def count(self, report: DensityReport) -> None:
         """Takes in one round of density control."""
