@@ -10,7 +10,6 @@ from threestudio_lucid.gaussians.cloud import (
     opacities,
     scales,
     sh_coefficients,
-    unit_quats,
 )
 from threestudio_lucid.points import PointCloud, ball
 
@@ -28,7 +27,7 @@ def test_starts_as_3dgs_does():
     torch.testing.assert_close(scales(g)[0], torch.full((3,), 3.0**0.5))
     torch.testing.assert_close(opacities(g), torch.full((4,), 0.1))
     torch.testing.assert_close(base_colors(g), colors)
-    assert unit_quats(g).tolist() == [[1.0, 0.0, 0.0, 0.0]] * 4
+    assert g.quats.tolist() == [[1.0, 0.0, 0.0, 0.0]] * 4
 
 
 def test_gradients_stay_in_the_living_prefix(gaussians):

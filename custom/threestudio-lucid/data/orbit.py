@@ -1,8 +1,8 @@
 """Cameras around the origin, and ranges that widen or close in as training goes on.
 
-World: right-handed, z up; azimuth 0 is +x and grows towards +y; elevation 90 is straight above. Angles in
-    degrees unless a name says otherwise. Camera matrices are OpenGL's, as threestudio's: columns right, up,
-    backward, position.
+World: right-handed, z up; azimuth 0 is +x and grows towards +y; elevation 90 is straight above. Angles are
+in degrees unless a name says otherwise. Camera matrices are OpenGL's, as threestudio's: columns right, up,
+backward, position.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def positions_on_sphere(elevation: Tensor, azimuth: Tensor, distance: Tensor) ->
 
 
 def look_at(position: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world matrices [B, 4, 4] of cameras at `position` that see `target` in the centre, all [B,
-    3].
+    """Camera-to-world matrices [B, 4, 4] of cameras at `position` that see `target` in the centre.
 
-    `up` only needs to be roughly up; straight above or below the target, "up" in the picture is away from +x.
+    All arguments are [B, 3]. `up` only needs to be roughly up; straight above or below the target, "up" in
+    the picture is away from +x.
     """
     backward = F.normalize(position - target, dim=1)
     right = torch.cross(up, backward, dim=1)
@@ -93,9 +93,7 @@ class Cameras:
 
 
 def sample_cameras(orbit: Orbit, n: int, generator: torch.Generator) -> Cameras:
-    """`n` cameras: elevation, distance and field of view uniform in their ranges, azimuth too or evenly
-    spread.
-    """
+    """`n` cameras: all uniform in their ranges, or the azimuths evenly spread."""
 
     def uniform(bounds: Range) -> Tensor:
         low, high = bounds

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..points import PointCloud, mean_squared_neighbour_distance
 
@@ -159,11 +158,6 @@ def scales(gaussians: Gaussians) -> Tensor:
 def opacities(gaussians: Gaussians) -> Tensor:
     """[N] in (0, 1)."""
     return gaussians.logit_opacities.sigmoid()
-
-
-def unit_quats(gaussians: Gaussians) -> Tensor:
-    """[N, 4] of norm 1, wxyz."""
-    return F.normalize(gaussians.quats, dim=-1)
 
 
 def sh_coefficients(gaussians: Gaussians) -> Tensor:

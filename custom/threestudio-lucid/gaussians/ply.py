@@ -4,8 +4,8 @@ One float32 property each, little endian, in this order:
 
     x y z  nx ny nz  f_dc_0..2  f_rest_0..M-1  opacity  scale_0..2  rot_0..3
 
-Raw values: opacity is a logit, scale a logarithm, rot a quaternion wxyz, normals are zero and unused. M is 0,
-    9, 24 or 45 for SH degree 0 to 3; f_rest lists all coefficients of red, then of green, then of blue.
+Raw values: opacity is a logit, scale a logarithm, rot a quaternion wxyz, normals are zero and unused. M is
+0, 9, 24 or 45 for SH degree 0 to 3; f_rest lists all coefficients of red, then of green, then of blue.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from torch import Tensor
 def normalized_disparity(
     depth: Tensor, alpha: Tensor, fovy: Tensor, background_depth: float = 10.0
 ) -> Tensor:
-    """Disparity [B, H, W, 1] in [0, 1] per view: the nearest pixel is 1, the farthest of the object and the
-    rest 0.
+    """Disparity [B, H, W, 1] in [0, 1] per view: nearest is 1, the object's farthest pixel and the rest 0.
 
     disp = f / (depth + background_depth * T), T = 1 - alpha; the foreground is where T <= 0.1, the whole view
     if that is nowhere. Differentiable, through the extremes too.

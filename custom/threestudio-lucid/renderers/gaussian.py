@@ -33,8 +33,7 @@ class LucidGaussianRenderer(Rasterizer):
         blur: float = 0.3
         """Variance in square pixels that every Gaussian is blurred with on screen (3DGS: 0.3)."""
         bg_aug_ratio: float = 0.66
-        """Training: how often the background is replaced, half of the time by a random colour, half by black.
-        """
+        """Training: how often the background is replaced, half the time by a random colour, else by black."""
         scale_noise: float = 0.1118
         """Training: scales are multiplied by max(0, 1 + this * normal noise), anew for each axis and view."""
         sh_drop_ratio: float = 0.1

@@ -6,8 +6,7 @@ from torch import Tensor
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels, of rows plus of columns, times 2, as LucidDreamer has
-    it.
+    """Mean squared difference of neighbouring pixels, rows plus columns, times 2, as LucidDreamer has it.
 
     Args:
         images: [B, H, W, C], H and W at least 2.
