@@ -119,7 +119,9 @@ def _run(request: Request) -> None:
         system: BaseSystem = threestudio.find(cfg.system_type)(cfg.system, resumed=cfg.resume is not None)
         system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
         training = request.stage == "train"
-        callbacks = [CustomProgressBar(), _Started(folder)]
+        callbacks: list[Any] = [_Started(folder)]
+        if cfg.trainer.get("enable_progress_bar", True):  # Lightning refuses a bar of ours with false
+            callbacks.append(CustomProgressBar())
         callbacks += _training_callbacks(request, cfg, seed) if training else []
         trainer = _make_trainer(cfg, callbacks, _loggers(cfg, system) if training else False, request.verbose)
         if training:

@@ -180,6 +180,18 @@ def test_a_run_and_what_it_leaves(launch, capsys):
     assert json.loads((folder / "save/it6-export/weight.json").read_text()) == weight()
 
 
+@pytest.mark.parametrize("stage", ["train", "test", "export"])
+def test_without_progress_bar(launch, capfd, stage):
+    for shown in (True, False):
+        option = f"trainer.enable_progress_bar={str(shown).lower()}"
+        assert launch("--config", "tiny.yaml", f"--{stage}", f"tag={shown}", option) == 0
+        said = capfd.readouterr()
+        words = {"train": "Training 6/6", "test": "Testing 3/3", "export": "Exporting"}
+        assert (words[stage] in said.err) == shown
+        assert "it/s" not in said.out + said.err  # nor Lightning's own
+    assert trial("False").is_dir()
+
+
 @pytest.mark.parametrize("manual", [False, True])
 def test_same_seed_same_result_and_resumed_is_the_same(launch, manual):
     options = (f"system.manual={manual}",)
