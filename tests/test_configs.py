@@ -96,8 +96,6 @@ def test_resumed_ends_like_uninterrupted(config, prior, tmp_path):
 @BY_NAME
 @pytest.mark.parametrize("name", ["sd21", "sd15", "mini"])
 def test_parses_for_every_prior(config, name):
-    if name == "mini" and not (ROOT / "custom/threestudio-lucid/priors/mini/card.yaml").is_file():
-        pytest.skip("the bundled prior is not there")
     cfg = load_config(str(config), cli_args=[f"system.guidance.prior={name}"])
     assert cfg.name == config.stem
     assert cfg.description

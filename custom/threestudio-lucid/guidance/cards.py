@@ -72,7 +72,8 @@ class Card:
     prompt: str = "a hamburger"
     """A prompt to try it with."""
     camera: dict[str, Any] = field(default_factory=dict)
-    """Ranges of the views it was trained on or is used with: distance, fovy and elevation (degrees), ..."""
+    """Ranges of the views it was trained on: distance, fovy and elevation (degrees); cameras of a run are the
+    recipe's."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
