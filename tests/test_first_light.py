@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PROMPT, COLOR, OBJECT = "a red mug", "red", "mug"
-STEPS = 200  # a third of a full run: the shape and the colour are there, the detail is not
+PROMPT, COLOR, OBJECT = "a red mushroom", "red", "mushroom"
+STEPS = 300  # half of a full run: the shape and the colour are there, the detail is not
 
 pytestmark = pytest.mark.graded
 
