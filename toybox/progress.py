@@ -17,11 +17,12 @@ class Progress:
     Args:
         name: what is being done.
         total: amount of work, in whatever unit `update` counts (steps, seconds of a budget, shards).
+        hidden: show nothing.
     """
 
-    def __init__(self, name: str, total: float):
-        self.name, self.total = name, total
-        self._bar = tqdm(total=total, desc=name, disable=not sys.stderr.isatty(), bar_format=_BAR)
+    def __init__(self, name: str, total: float, hidden: bool = False):
+        self.name, self.total, self.hidden = name, total, hidden
+        self._bar = tqdm(total=total, desc=name, disable=hidden or not sys.stderr.isatty(), bar_format=_BAR)
         self._start = self._last = time.monotonic()
         self._first: float | None = None
 
@@ -33,6 +34,8 @@ class Progress:
 
     def update(self, done: float, **values: float | str) -> None:
         """Report that `done` of `total` is done, with current `values` to show."""
+        if self.hidden:
+            return
         text = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
         if self._first is None:
             self._first = done

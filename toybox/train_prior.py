@@ -14,6 +14,7 @@ when it is used up. To train longer, give more minutes. --new throws a stage's c
 
 Where there are no checkpoints, training can go on from a finished prior, such as the bundled one: data, then
 latents and unet with --start custom/threestudio-lucid/priors/mini, then export with the same --start.
+--vae FOLDER takes the autoencoder alone from there, and the denoiser begins anew.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from diffusers import AutoencoderTiny
 from transformers import CLIPTokenizer
 
 from toybox import captions, dataset, latents
-from toybox.train_unet import Denoiser, make_scheduler, train_unet
+from toybox.train_unet import BATCH, CHANNELS, Denoiser, UnetJob, make_scheduler, train_unet
 from toybox.train_vae import make_vae, train_decoder, train_vae
 from toybox.training import Ema
 
@@ -67,15 +68,16 @@ def _checkpoint(path: Path, stage: str) -> dict:
     return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
-def load_vae(work: Path, start: Path | None = None) -> AutoencoderTiny:
+def load_vae(work: Path, finished: Path | None = None) -> AutoencoderTiny:
     """The autoencoder of the checkpoint, averaged weights; with the better decoder, if that stage has run.
 
-    Without a checkpoint, the one of the finished prior `start`.
+    Without a checkpoint, the one of the prior `finished`.
     """
-    if start is not None and not (work / "vae.pt").exists():
-        vae = AutoencoderTiny.from_pretrained(start / "vae", torch_dtype=torch.float32)
-        return vae.eval().requires_grad_(False)
-    vae = _averaged(work / "vae.pt")
+    if finished is not None and not (work / "vae.pt").exists():
+        vae = AutoencoderTiny.from_pretrained(finished / "vae", torch_dtype=torch.float32)
+        vae = vae.eval().requires_grad_(False)
+    else:
+        vae = _averaged(work / "vae.pt")
     better = decoder_checkpoint(work, vae)
     return _averaged(better) if better.exists() else vae
 
@@ -97,11 +99,11 @@ def unet_folder(work: Path, vae: AutoencoderTiny) -> Path:
     return work / f"unet-{latents.fingerprint(vae)}"
 
 
-def load_denoiser(folder: Path) -> tuple[Denoiser, CLIPTokenizer, int]:
+def load_denoiser(folder: Path, channels: tuple[int, ...] = CHANNELS) -> tuple[Denoiser, CLIPTokenizer, int]:
     """Denoiser with averaged weights, its tokenizer and the steps it has been trained."""
     state = _checkpoint(folder / "unet.pt", "unet")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    model = Denoiser(tokenizer)
+    model = Denoiser(tokenizer, channels=channels)
     ema = Ema(model)
     ema.load_state_dict(state["parts"]["ema"])
     return ema.copy_to(model).eval(), tokenizer, state["step"]
@@ -188,23 +190,30 @@ def stage_vae(options: argparse.Namespace) -> None:
 
 
 def stage_latents(options: argparse.Namespace) -> None:
-    folder = latents.encode_all(options.cache, load_vae(options.work, options.start))
+    folder = latents.encode_all(options.cache, load_vae(options.work, options.vae))
     values, labels = latents.load_all(options.cache, folder)
     sample = values[:: max(len(values) // 500, 1)].astype("float32")
     print(f"{len(labels)} pictures in {folder}: mean {sample.mean():.3f}, std {sample.std():.3f}")
 
 
 def stage_unet(options: argparse.Namespace) -> None:
-    vae = load_vae(options.work, options.start)
-    values, labels = latents.load_all(options.cache, latents.latents_folder(options.cache, vae))
+    vae = load_vae(options.work, options.vae)
     folder = unet_folder(options.work, vae)
     _forget(options, folder / "unet.pt")
-    minutes = options.minutes or DEFAULT_MINUTES["unet"]
-    train_unet(values, labels, vae, folder, minutes, batch=options.batch or 64, start=options.start)
+    job = UnetJob(
+        options.cache,
+        vae,
+        folder,
+        options.minutes or DEFAULT_MINUTES["unet"],
+        batch=options.batch or BATCH,
+        start=options.start,
+        compiled=options.compile,
+    )
+    train_unet(job, options.processes)
 
 
 def stage_decoder(options: argparse.Namespace) -> None:
-    vae = _averaged(options.work / "vae.pt")
+    vae = load_vae(options.work, options.vae)
     checkpoint = decoder_checkpoint(options.work, vae)
     _forget(options, checkpoint)
     minutes = options.minutes or DEFAULT_MINUTES["decoder"]
@@ -212,7 +221,7 @@ def stage_decoder(options: argparse.Namespace) -> None:
 
 
 def stage_export(options: argparse.Namespace) -> None:
-    vae = load_vae(options.work, options.start)
+    vae = load_vae(options.work, options.vae)
     model, tokenizer, step = load_denoiser(unet_folder(options.work, vae))
     size = export(vae, model, tokenizer, options.out)
     print(f"{options.out}: {size / 1e6:.1f} MB, {step} steps")
@@ -253,11 +262,25 @@ def main(arguments: list[str] | None = None) -> None:
         "--images", type=int, default=24_000, help="pictures for the data stage (%(default)s)"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes of the data stage (%(default)s)")
-    parser.add_argument("--batch", type=int, help="batch size (vae and decoder 32, unet 64)")
+    parser.add_argument("--vae", type=Path, help="finished prior whose autoencoder to keep, likewise")
+    parser.add_argument("--batch", type=int, help="batch size (vae and decoder 32, unet 128)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(os.cpu_count() or 1, 8),
+        help="of the unet stage, which share a batch (%(default)s)",
+    )
+    parser.add_argument(
+        "--no-compile",
+        dest="compile",
+        action="store_false",
+        help="unet: do not compile the network (compiling needs a C++ compiler and two minutes)",
+    )
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: all cores)")
     parser.add_argument("--new", action="store_true", help="start the stage anew, its checkpoint is deleted")
     options = parser.parse_args(arguments)
     options.work = options.work or options.cache / "prior"
+    options.vae = options.vae or options.start
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.stage == "all" and options.minutes:

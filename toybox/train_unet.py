@@ -2,30 +2,35 @@
 
 Noise prediction on Stable Diffusion's schedule, min-SNR weights (Hang et al. 2023, arXiv 2303.09556, gamma
 5), timesteps stratified over the batch, captions dropped for classifier-free guidance.
+
+What makes it quick on a CPU: one process a core instead of threads, a compiled network (together three times
+the pictures a second), and Muon (at the same time a tenth less loss than AdamW).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from toybox import captions
+from toybox import captions, latents, parallel
+from toybox.muon import MuonWithAdamW
 from toybox.tokenizer import MAX_LENGTH, check_single_tokens, make_tokenizer, save_tokenizer
-from toybox.training import Ema, Run, set_rate, warm_cosine
+from toybox.training import Ema, Run, warm_cosine
 
-PEAK_RATE = 1e-3
-BATCH = 64
+MUON_RATE, ADAM_RATE = 0.02, 1e-3  # of the network's inner matrices, and of all else
+BATCH = 128  # of all processes together
 SNR_GAMMA = 5.0
 DROP_CAPTION, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.40  # the colour only where it is the object's own
 TEXT_WIDTH = 192
-CHANNELS = (64, 128, 192)  # of the denoiser where the latents are 16x16, 8x8 and 4x4
+CHANNELS = (96, 160, 192)  # of the denoiser where the latents are 16x16, 8x8 and 4x4
 SHEET_EVERY = 900.0  # seconds
 
 SHEET_PROMPTS = (
@@ -63,7 +68,11 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def make_unet(latent_channels: int = 16, channels: tuple[int, ...] = CHANNELS) -> UNet2DConditionModel:
-    """The denoiser for 16x16 latents: attention to the text where the picture is 8x8 and 4x4."""
+    """The denoiser for 16x16 latents.
+
+    The text comes in twice: by cross-attention where the picture is 8x8 and 4x4, and pooled, beside the time,
+    into every block (`addition_embed_type`), since object, colour and view are matters of the whole picture.
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
@@ -75,6 +84,8 @@ def make_unet(latent_channels: int = 16, channels: tuple[int, ...] = CHANNELS) -
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,  # the number of heads, in diffusers' naming
         norm_num_groups=32,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -191,70 +202,93 @@ def run_tokenizer(folder: Path, start: Path | None = None) -> CLIPTokenizer:
     return tokenizer
 
 
-def train_unet(
-    latents: np.ndarray,
-    labels: np.ndarray,
-    vae: nn.Module,
-    folder: Path,
-    minutes: float,
-    batch: int = BATCH,
-    steps: int | None = None,
-    stop_after: int | None = None,
-    channels: tuple[int, ...] = CHANNELS,
-    seed: int = 0,
-    start: Path | None = None,
-) -> Denoiser:
-    """Train, or go on training, the denoiser; returns it with averaged weights.
+@dataclass(frozen=True)
+class UnetJob:
+    """What to train.
 
     Args:
-        latents: float16 [n, copies, C, h, w]; labels: [n], `toybox.dataset.LABEL`.
-        vae: decodes the sample sheets.
+        cache: pictures' labels and their latents.
+        vae: the autoencoder of the latents; it decodes the sample sheets.
         folder: checkpoint `unet.pt`, tokenizer/, sheets `unet-*.png`.
         minutes: budget in all; `steps`, `stop_after`: see `Run`.
+        batch: pictures a step, in equal parts for each of the processes.
         start: a finished prior whose weights and tokenizer a new run begins with.
+        compiled: compile the network first, which takes two minutes once.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    tokenizer = run_tokenizer(folder, start)
+
+    cache: Path
+    vae: AutoencoderTiny
+    folder: Path
+    minutes: float
+    batch: int = BATCH
+    steps: int | None = None
+    stop_after: int | None = None
+    channels: tuple[int, ...] = CHANNELS
+    seed: int = 0
+    start: Path | None = None
+    compiled: bool = False
+
+
+def train_unet(job: UnetJob, processes: int = 1) -> None:
+    """Train, or go on training, the denoiser; its averaged weights are in the checkpoint
+    (`train_prior.load_denoiser`).
+    """
+    run_tokenizer(job.folder, job.start)
+    parallel.run(_train, processes, job)
+
+
+def _train(rank: int, job: UnetJob) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(job.folder / "tokenizer")
     tokens = TokenCache(tokenizer)
+    share = job.batch // parallel.processes()
+    values, labels = latents.load_all(job.cache, latents.latents_folder(job.cache, job.vae))
     scheduler = make_scheduler()
-    model = Denoiser(tokenizer, latents.shape[2], channels)
-    if start is not None:
-        model.load_finished(start)
+    torch.manual_seed(job.seed)
+    model = Denoiser(tokenizer, values.shape[2], job.channels)
+    if job.start is not None:
+        model.load_finished(job.start)
     model.unet.to(memory_format=torch.channels_last)
     model.unet.set_attn_processor(AttnProcessor())  # on CPU 11% of a step faster than fused attention
+    network = torch.compile(model) if job.compiled else model
     ema = Ema(model, 0.998)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.99), fused=True
-    )
+    optimizer = MuonWithAdamW(model, MUON_RATE, ADAM_RATE, plain=("unet.conv_in.", "unet.conv_out."))
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
-    run = Run("unet", folder / "unet.pt", parts, rng, minutes, steps, stop_after)
+    rng = np.random.default_rng(job.seed)
+    run = Run("unet", job.folder / "unet.pt", parts, rng, job.minutes, job.steps, job.stop_after)
     next_sheet = run.elapsed + SHEET_EVERY
-    for _ in run:
-        set_rate(optimizer, PEAK_RATE * warm_cosine(run.fraction, warm=0.01))
-        rows = rng.integers(len(latents), size=batch)
-        x0 = torch.from_numpy(latents[rows, rng.integers(latents.shape[1], size=batch)].astype(np.float32))
+    for step in run:
+        # Draws are a function of seed, step and process, so that a resumed run repeats them.
+        rng = np.random.default_rng([job.seed, step, rank])
+        torch.manual_seed(int(rng.integers(2**63)))
+        optimizer.set_rate(warm_cosine(run.fraction, warm=0.01))
+        rows = rng.integers(len(values), size=share)
+        x0 = torch.from_numpy(values[rows, rng.integers(values.shape[1], size=share)].astype(np.float32))
         ids = tokens([training_caption(labels[i], rng) for i in rows])
-        t = stratified_timesteps(batch)
+        t = stratified_timesteps(share)
         noise = torch.randn_like(x0)
         x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            eps = model(x_t, t, ids)
+            eps = network(x_t, t, ids)
         error = F.mse_loss(eps.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         loss = (min_snr_weight(scheduler.alphas_cumprod, t) * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update()
         run.report(loss=loss.item(), mse=error.mean().item())
-        if run.elapsed > next_sheet:
+        if run.leads and run.elapsed > next_sheet:
             next_sheet = run.elapsed + SHEET_EVERY
-            averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2], channels))
-            sample_sheet(averaged, tokens, vae, folder / f"unet-{int(run.elapsed / 60):04d}min.png")
-    averaged = ema.copy_to(Denoiser(tokenizer, latents.shape[2], channels)).eval()
-    sample_sheet(averaged, tokens, vae, folder / "unet.png")
-    return averaged
+            name = f"unet-{int(run.elapsed / 60):04d}min.png"
+            _save_sheet(ema, tokenizer, job, job.folder / name)
+    if run.leads:
+        _save_sheet(ema, tokenizer, job, job.folder / "unet.png")
+
+
+def _save_sheet(ema: Ema, tokenizer: CLIPTokenizer, job: UnetJob, path: Path) -> None:
+    averaged = ema.copy_to(Denoiser(tokenizer, job.vae.config.latent_channels, job.channels))
+    sample_sheet(averaged, TokenCache(tokenizer), job.vae, path)
 
 
 @torch.no_grad()

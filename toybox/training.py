@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toybox import parallel
 from toybox.progress import Progress
 
 CHECKPOINT_EVERY = 120.0  # seconds
@@ -23,7 +24,8 @@ class Stopped(SystemExit):
 
     def __init__(self, name: str):
         super().__init__(143)
-        print(f"{name}: stopped; the same command continues from the checkpoint", flush=True)
+        if parallel.rank() == 0:
+            print(f"{name}: stopped; the same command continues from the checkpoint", flush=True)
 
 
 def save_atomically(path: Path, value: Any) -> None:
@@ -75,6 +77,9 @@ class Run:
     machine is. Time used before a resume counts. A checkpoint is written every two minutes, at the end, and
     when the process is asked to stop; it holds `parts`, both random generators and the time used.
 
+    Inside `parallel.run` every process iterates over a Run of its own: all go on, stop and end as rank 0
+    does, which alone shows progress and writes checkpoints.
+
     Args:
         name: for the log.
         path: the checkpoint; if it exists the run continues from it.
@@ -97,7 +102,8 @@ class Run:
         self.name, self.path, self.parts, self.rng = name, Path(path), parts, rng
         self.seconds, self.steps, self.stop_after = 60 * minutes, steps, stop_after
         self.step, self.elapsed, self.values = 0, 0.0, {}
-        self._stop = False
+        self.leads = parallel.rank() == 0
+        self._fraction, self._stop = 0.0, False
         if self.path.exists():
             self._restore()
 
@@ -110,10 +116,13 @@ class Run:
         self.step, self.elapsed = state["step"], state["elapsed"]
         torch.set_rng_state(state["torch_rng"])
         self.rng.bit_generator.state = state["numpy_rng"]
-        print(f"{self.name}: continues at step {self.step}, {self.elapsed / 60:.1f} min used", flush=True)
+        if self.leads:
+            print(f"{self.name}: continues at step {self.step}, {self.elapsed / 60:.1f} min used", flush=True)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, in the process that leads."""
+        if not self.leads:
+            return
         state = {
             "parts": {key: part.state_dict() for key, part in self.parts.items()},
             "step": self.step,
@@ -125,9 +134,8 @@ class Run:
 
     @property
     def fraction(self) -> float:
-        """Share of the budget that is used, in [0, 1]."""
-        used = self.step / self.steps if self.steps else self.elapsed / self.seconds
-        return min(used, 1.0)
+        """Share of the budget that is used, in [0, 1]; constant in a step and the same in all processes."""
+        return self._fraction
 
     # ------------------------------------------------------------------ the loop
 
@@ -140,23 +148,32 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         previous = {s: signal.signal(s, self._ask_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with Progress(self.name, 1.0) as progress:
+            with Progress(self.name, 1.0, hidden=not self.leads) as progress:
                 yield from self._steps(progress)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _agree(self) -> None:
+        """Take from rank 0 how much of the budget is used and whether to stop."""
+        used = self.step / self.steps if self.steps else self.elapsed / self.seconds
+        asked = self._stop or bool(self.stop_after and self.step >= self.stop_after)
+        self._fraction, stop = parallel.agree(min(used, 1.0), asked)
+        self._stop = bool(stop)
+
     def _steps(self, progress: Progress) -> Iterator[int]:
         first, last = self.step, time.monotonic()
         start = saved = last
+        self._agree()
         while self.fraction < 1:
             yield self.step
             self.step += 1
             now = time.monotonic()
             self.elapsed, last = self.elapsed + now - last, now
             rate = (self.step - first) / (now - start)
+            self._agree()
             progress.update(self.fraction, step=self.step, **self.values, per_second=rate)
-            if self._stop or (self.stop_after and self.step >= self.stop_after):
+            if self._stop:
                 self.save()
                 raise Stopped(self.name)
             if now - saved > CHECKPOINT_EVERY:
@@ -174,9 +191,3 @@ def warm_cosine(fraction: float, warm: float = 0.02, floor: float = 0.0) -> floa
         return max(fraction / warm, 0.02)
     x = (fraction - warm) / (1 - warm)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * x))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

@@ -7,10 +7,11 @@ import torch
 from toybox import dataset, latents
 from toybox.captions import vocabulary
 from toybox.tokenizer import MAX_LENGTH, check_single_tokens, learn_merges, make_tokenizer, save_tokenizer
-from toybox.train_prior import export, load_vae
+from toybox.train_prior import export, load_denoiser, load_vae
 from toybox.train_unet import (
     Denoiser,
     TokenCache,
+    UnetJob,
     make_scheduler,
     min_snr_weight,
     sample,
@@ -245,13 +246,14 @@ def test_the_decoder_stage_leaves_the_encoder_alone(cache, trained_vae):
 
 @pytest.fixture(scope="module")
 def encoded(cache, trained_vae):
+    """The autoencoder whose latents are in the cache."""
     vae = load_vae(trained_vae)
-    folder = latents.encode_all(cache, vae, copies=2)
-    return vae, *latents.load_all(cache, folder)
+    latents.encode_all(cache, vae, copies=2)
+    return vae
 
 
 def test_latents_are_those_of_the_pictures(cache, encoded):
-    _, values, labels = encoded
+    values, labels = latents.load_all(cache, latents.latents_folder(cache, encoded))
     assert values.shape == (32, 2, 16, 16, 16) and values.dtype == np.float16
     assert set(labels["object"]) == set(OBJECTS)
     # An object covers the centre, whatever the background: both copies agree there more than at the corner.
@@ -259,14 +261,27 @@ def test_latents_are_those_of_the_pictures(cache, encoded):
     assert spread[8, 8] < spread[0, 0]
 
 
-def test_train_sample_and_export(encoded, tmp_path):
+def train_twice(cache, vae, tmp_path, processes):
+    """Two steps with an interruption after the first, and two steps without."""
+    tiny = {"minutes": 1.0, "batch": 4, "channels": TINY, "steps": 2}
+    with pytest.raises(Stopped):
+        train_unet(UnetJob(cache, vae, tmp_path / "a", stop_after=1, **tiny), processes)
+    train_unet(UnetJob(cache, vae, tmp_path / "a", **tiny), processes)
+    train_unet(UnetJob(cache, vae, tmp_path / "b", **tiny), processes)
+    return [load_denoiser(tmp_path / name, TINY)[0] for name in "ab"]
+
+
+def test_two_processes_train_one_network(cache, encoded, tmp_path):
+    resumed, straight = train_twice(cache, encoded, tmp_path, processes=2)
+    for a, b in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_train_sample_and_export(cache, encoded, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    vae, values, labels = encoded
-    with pytest.raises(Stopped):
-        train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, channels=TINY, steps=2, stop_after=1)
-    resumed = train_unet(values, labels, vae, tmp_path / "a", 1.0, batch=2, channels=TINY, steps=2)
-    straight = train_unet(values, labels, vae, tmp_path / "b", 1.0, batch=2, channels=TINY, steps=2)
+    vae = encoded
+    resumed, straight = train_twice(cache, vae, tmp_path, processes=1)
     for a, b in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
 
