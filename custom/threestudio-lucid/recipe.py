@@ -74,6 +74,7 @@ PUBLISHED: dict[str, Any] = {
     # regularisers
     "lambda_tv": 1.0,
     "lambda_scale": 1.0,
+    "lambda_opaque": 0.0,  # one weight, or first and last: for pixels to be opaque or empty; not the paper's
     # density control; from, until and the intervals are parts of the run
     "density_start": 0.02,
     "density_until": 0.6,

@@ -1,6 +1,7 @@
 """Small parts of the system: regularisers, timetable, record, contact sheet, recipes, seeds."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from threestudio_lucid.seeding import generator, seed_of
 from threestudio_lucid.systems import density as timetable
 from threestudio_lucid.systems.density import DensityConfig
 from threestudio_lucid.systems.record import Record
-from threestudio_lucid.systems.regularizers import total_variation
+from threestudio_lucid.systems.regularizers import opacity_entropy, total_variation
 from threestudio_lucid.systems.sheet import azimuth_label, contact_sheet
 
 OMEGACONF = Version(__version__).release
@@ -29,6 +30,14 @@ def test_total_variation_is_the_published_sum():
     dy = (x[:, 1:] - x[:, :-1]).square().sum() / (c * (h - 1) * w)
     dx = (x[:, :, 1:] - x[:, :, :-1]).square().sum() / (c * h * (w - 1))
     torch.testing.assert_close(total_variation(x), 2 / b * (dy + dx))
+
+
+def test_opacity_entropy_is_that_of_a_coin():
+    assert opacity_entropy(torch.tensor([0.5, 0.5])).item() == pytest.approx(math.log(2))
+    a = torch.tensor([0.2])
+    entropy = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
+    assert opacity_entropy(a).item() == pytest.approx(entropy)
+    assert opacity_entropy(torch.tensor([0.0, 1.0])).item() == pytest.approx(0.0, abs=0.01)
 
 
 def test_timetable_is_the_published_one():

@@ -39,7 +39,7 @@ from ..seeding import generator
 from . import density as timetable
 from .density import DensityConfig
 from .record import Record
-from .regularizers import total_variation
+from .regularizers import opacity_entropy, total_variation
 from .sheet import azimuth_label, contact_sheet
 
 # How many steps in a row may lack finite gradients before a run gives up.
@@ -167,6 +167,8 @@ class LucidDreamerSystem(BaseLift3DSystem):
         losses = {name: value for name, value in guided.items() if name.startswith("loss_")}
         losses["loss_tv"] = total_variation(out["comp_rgb"]) + total_variation(out["disparity"])
         losses["loss_scale"] = out["scales"].mean()
+        if "lambda_opaque" in self.cfg.loss:  # not the paper's, so configs may leave it out
+            losses["loss_opaque"] = opacity_entropy(out["opacity"])
         total = sum(value * self.C(self._weight(name)) for name, value in losses.items())
         scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
         values = {**scalars, **losses, "loss": total}

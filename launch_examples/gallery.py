@@ -1,0 +1,135 @@
+#!/usr/bin/env python3
+"""Train a list of prompts, grade what comes out, and put it on one picture.
+
+    python launch_examples/gallery.py                                  # the ten prompts of the README
+    python launch_examples/gallery.py --prompts prompts.txt            # one prompt a line
+    python launch_examples/gallery.py --config configs/sds-gs.yaml trainer.max_steps=300
+
+Leaves gallery.png (front, left, back and right of every asset) and gallery.md (a table) in --out, beside the
+runs. A prompt that is finished is not trained again. Exit status 1 if fewer than nine tenths of the assets are
+right: object and colour in at least seven of eight views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from toybox import captions
+from toybox.grade import Grader, grade_asset, read_pictures
+from toybox.pictures import write_sheet
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = (
+    "a hamburger",
+    "a red mushroom",
+    "a blue mug",
+    "a green cactus",
+    "a white snowman with a red hat",
+    "a yellow teapot",
+    "an orange pumpkin",
+    "a pink donut",
+    "a red rocket",
+    "a person with a blue shirt",
+)
+SIDES = ("000", "090", "180", "270")  # azimuths of the gallery's columns
+CELL = 160  # pixels
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: views that are right of `views`, seconds from launch to finished files."""
+
+    prompt: str
+    both: int
+    direction: int
+    views: int
+    seconds: float
+
+
+def train(prompt: str, config: Path, out: Path, overrides: Sequence[str]) -> Path:
+    """Run the command line for one prompt, unless it has been; returns the run's folder.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed; its output is above.
+    """
+    trial = out / config.stem / prompt.replace(" ", "_")
+    done = trial / "finished.json"
+    if not done.exists():
+        command = [
+            *(sys.executable, str(ROOT / "launch.py"), "--config", str(config), "--train"),
+            *(f"name={config.stem}", f"exp_root_dir={out}", "use_timestamp=false"),
+            *(f"tag={trial.name}", f"system.prompt_processor.prompt={prompt}", *overrides),
+        ]
+        start = time.monotonic()
+        subprocess.run(command, cwd=ROOT, check=True)
+        done.write_text(json.dumps({"seconds": time.monotonic() - start}))
+    return trial
+
+
+def grade(grader: Grader, prompt: str, trial: Path) -> Row:
+    """What the grader sees on a run's eight views."""
+    spec = captions.parse(prompt)
+    result, rows = grade_asset(grader, trial, prompt)
+    both = sum(g.object == spec.object and g.color == spec.color for _, g in rows)
+    seconds = json.loads((trial / "finished.json").read_text())["seconds"]
+    return Row(prompt, both, round(result.view * len(rows)), len(rows), seconds)
+
+
+def sides(trial: Path) -> torch.Tensor:
+    """Front, left, back and right of a finished run, [4, 3, CELL, CELL]."""
+    views = max(trial.glob("save/it*-views"), key=lambda path: int(path.name[2:].split("-")[0]))
+    pictures = read_pictures([views / f"{azimuth}.png" for azimuth in SIDES])
+    return torch.nn.functional.interpolate(pictures, (CELL, CELL), mode="area")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = ["| prompt | object and colour | direction | seconds |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {r.prompt} | {r.both}/{r.views} | {r.direction}/{r.views} | {r.seconds:.0f} |" for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=Path, help="file with a prompt a line (default: ten of the toybox)")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/ism-gs.yaml")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs/gallery", help="folder (%(default)s)")
+    parser.add_argument("--columns", type=int, default=2, help="assets side by side (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    options = parser.parse_args(arguments)
+    lines = options.prompts.read_text().splitlines() if options.prompts else PROMPTS
+    prompts = [line.strip() for line in lines if line.strip()]
+    for prompt in prompts:
+        captions.parse(prompt)  # a thing that nobody can grade is better told of before than after
+    out, grader = options.out.resolve(), Grader.load()
+    rows, pictures = [], []
+    for prompt in prompts:
+        trial = train(prompt, options.config.resolve(), out, options.overrides)
+        rows.append(grade(grader, prompt, trial))
+        pictures.append(sides(trial))
+        write_sheet(out / "gallery.png", torch.cat(pictures), columns=len(SIDES) * options.columns)
+        (out / "gallery.md").write_text(table(rows))
+        (out / "gallery.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    right = sum(8 * row.both >= 7 * row.views for row in rows)
+    print(f"{table(rows)}{right} of {len(rows)} assets right\n{out / 'gallery.png'}")
+    return 0 if 10 * right >= 9 * len(rows) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (FileNotFoundError, ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
