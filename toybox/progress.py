@@ -47,10 +47,9 @@ class Progress:
         if now - self._last >= LINE_EVERY or done >= self.total:
             self._last = now
             elapsed = now - self._start
-            left = elapsed * (self.total - done) / max(done - self._first, 1e-9)
-            print(
-                f"{self.name} {100 * done / self.total:5.1f}%  {text}  left {left / 60:.1f} min", flush=True
-            )
+            gained = done - self._first
+            left = f"  left {elapsed * (self.total - done) / gained / 60:.1f} min" if gained > 0 else ""
+            print(f"{self.name} {100 * done / self.total:5.1f}%  {text}{left}", flush=True)
 
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} < {remaining}  {postfix}"

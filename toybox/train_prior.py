@@ -55,7 +55,6 @@ CARD = {
     "dtype": "auto",
     "prediction_type": "epsilon",
     "prompt": "a hamburger",
-    "camera": {"distance": [2.75, 3.35], "fovy": [38.0, 42.0], "elevation": [-12.0, 82.0]},
 }
 
 

@@ -21,7 +21,6 @@ def folder(tmp_path) -> Path:
     (tmp_path / "mini" / "card.yaml").write_text(
         "name: mini\npath: .\nimage_size: 128\nlatent_size: 16\nrender_size: 96\nguidance_scale: 3\n"
         "vocabulary: [a, red, mug, hat, with, view, front, ',']\nprompt: a red mug\n"
-        "camera: {fovy: [38.0, 42.0]}\n"
     )
     (tmp_path / "big.yaml").write_text("name: big\npath: someone/big-model\n")
     return tmp_path
@@ -80,12 +79,10 @@ def test_resolver_reads_through_a_reference(monkeypatch, folder):
         {
             "system": {"guidance": {"prior": "mini"}},
             "width": "${prior:${system.guidance.prior},render_size}",
-            "fovy": "${prior:${system.guidance.prior},camera.fovy}",
             "words": "${prior:mini,vocabulary}",
         }
     )
     assert cfg.width == 96
-    assert list(cfg.fovy) == [38.0, 42.0]
     assert cfg.words[2] == "mug"
 
 
@@ -150,11 +147,8 @@ def test_mistakes_in_a_card(tmp_path, content, expected):
 
 
 def test_unknown_fields_are_listed():
-    card = Card(name="x", path="y", camera={"fovy": [1.0, 2.0]})
-    for key in ("fov", "camera.fov"):
-        with pytest.raises(UserError, match=r"num_points|fovy"):
-            card.get(key)
-    assert card.get("camera.fovy") == [1.0, 2.0]
+    with pytest.raises(UserError, match="num_points"):
+        Card(name="x", path="y").get("points")
 
 
 # --- vocabulary ---------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ A prior is named in four ways:
                                    checkpoint, or a card of your own
     organisation/model             a repository of the Hugging Face hub, in diffusers' format
 
-Configs read a card through a resolver: `width: ${prior:${system.guidance.prior},render_size}`; a dot reaches
-into the camera, `${prior:mini,camera.fovy}`.
+Configs read a card through a resolver: `width: ${prior:${system.guidance.prior},render_size}`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import json
 import logging
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,6 @@ class Card:
     """Every word it knows, if it knows only these; null: open."""
     prompt: str = "a hamburger"
     """A prompt to try it with."""
-    camera: dict[str, Any] = field(default_factory=dict)
-    """Ranges of the views it was trained on: distance, fovy and elevation (degrees); cameras of a run are the
-    recipe's."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
@@ -84,22 +80,16 @@ class Card:
         check_range("guidance_scale", self.guidance_scale, low=0.0)
 
     def get(self, key: str) -> Any:
-        """A field by name; `camera.fovy` reaches into the camera.
+        """A field by name.
 
         Raises:
             UserError: no such field; the message lists the fields.
         """
-        name, _, entry = key.partition(".")
         fields = [f.name for f in dataclasses.fields(self)]
-        if name not in fields:
-            raise UserError(f"The card of a prior has no {name!r}; it has: {', '.join(fields)}.")
-        value = getattr(self, name)
-        if not entry:
-            return list(value) if isinstance(value, tuple) else value
-        if not isinstance(value, dict) or entry not in value:
-            have = ", ".join(value) if isinstance(value, dict) and value else "nothing"
-            raise UserError(f"The card of prior {self.name!r} has no {key!r}; its {name} has: {have}.")
-        return value[entry]
+        if key not in fields:
+            raise UserError(f"The card of a prior has no {key!r}; it has: {', '.join(fields)}.")
+        value = getattr(self, key)
+        return list(value) if isinstance(value, tuple) else value
 
 
 def find_card(name: str | Path, folder: Path = PRIORS_FOLDER) -> Card:
