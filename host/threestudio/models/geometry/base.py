@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.base import BaseModule
+from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.ops import scale_tensor
 
 
@@ -66,6 +67,35 @@ class BaseImplicitGeometry(BaseGeometry):
     class Config(BaseGeometry.Config):
         radius: float = 1.0
         """Half the side of the box around the object."""
+        isosurface: bool = True
+        """Whether the field's surface can be asked for."""
+        isosurface_method: str = "mt"
+        """How it is cut: mt (marching tetrahedra) or mc-cpu (marching cubes)."""
+        isosurface_resolution: int = 128
+        """Cells along each side of the box."""
+        isosurface_threshold: Any = 0.0
+        """The field's value at the surface, or "auto": its mean where it is above 0."""
+        isosurface_chunk: int = 0
+        """Points asked at once; 0 asks all at once."""
+        isosurface_coarse_to_fine: bool = True
+        """Look for the surface first, then cut again within its own box."""
+        isosurface_deformable_grid: bool = False
+        """Let the field move the corners of the cells."""
+        isosurface_remove_outliers: bool = True
+        """Drop small loose parts."""
+        isosurface_outlier_n_faces_threshold: Any = 0.01
+        """What is small: fewer triangles than this number, or than this fraction of the largest part."""
+
+        def __post_init__(self) -> None:
+            if isinstance(self.radius, (int, float)) and not self.radius > 0:
+                raise ConfigValueError(f"radius must be above 0, got {self.radius}.")
+            if self.isosurface_method not in ("mt", "mc-cpu"):
+                raise ConfigValueError(
+                    f"isosurface_method is {self.isosurface_method!r}: choose 'mt' or 'mc-cpu'."
+                )
+            threshold = self.isosurface_threshold
+            if isinstance(threshold, str) and threshold != "auto":
+                raise ConfigValueError(f"isosurface_threshold is a number or 'auto', got {threshold!r}.")
 
     cfg: Config
 
