@@ -113,7 +113,10 @@ class BaseImplicitGeometry(BaseGeometry):
         raise NotImplementedError(f"{type(self).__name__} has no forward_field.")
 
     def forward_level(self, field: Tensor, threshold: float | Callable[[Tensor], Tensor]) -> Tensor:
-        """The level of a field: zero on the surface, positive inside."""
+        """The level of a field: zero on the surface and, as a signed distance, **negative inside**.
+
+        So a density has the level ``threshold - field``, and marching cubes are handed ``-level``.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward_level.")
 
 
