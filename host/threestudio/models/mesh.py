@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.unwrap import unwrap
 
 
 class Mesh:
@@ -24,6 +26,9 @@ class Mesh:
         self.v_pos = v_pos
         self.t_pos_idx = t_pos_idx
         self._v_nrm: Tensor | None = None
+        self._v_tng: Tensor | None = None
+        self._v_tex: Tensor | None = None
+        self._t_tex_idx: Tensor | None = None
         self._v_rgb: Tensor | None = None
         self._edges: Tensor | None = None
         self.extras: dict[str, Any] = {}
@@ -55,6 +60,69 @@ class Mesh:
             has_area = (normals * normals).sum(dim=-1, keepdim=True) > 1e-20
             self._v_nrm = F.normalize(torch.where(has_area, normals, up), dim=-1)
         return self._v_nrm
+
+    @property
+    def v_tex(self) -> Tensor:
+        """Texture coordinates [Nt, 2] in [0, 1], v up; `unwrap_uv` makes them when first asked for."""
+        if self._v_tex is None:
+            self.unwrap_uv()
+        return self._v_tex
+
+    @property
+    def t_tex_idx(self) -> Tensor:
+        """Triangles [Nf, 3] of `v_tex`, in the order of `t_pos_idx`."""
+        if self._t_tex_idx is None:
+            self.unwrap_uv()
+        return self._t_tex_idx
+
+    def unwrap_uv(
+        self,
+        xatlas_chart_options: Mapping[str, Any] | None = None,
+        xatlas_pack_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Lay the surface out on the unit square with xatlas: sets `v_tex` and `t_tex_idx`.
+
+        Args:
+            xatlas_chart_options, xatlas_pack_options: attributes of xatlas.ChartOptions and .PackOptions.
+
+        Raises:
+            ConfigValueError: xatlas is not installed, or has no such option.
+        """
+        v_tex, t_tex_idx = unwrap(
+            self.v_pos.detach().cpu().numpy(),
+            self.t_pos_idx.cpu().numpy(),
+            xatlas_chart_options or {},
+            xatlas_pack_options or {},
+        )
+        self._v_tex = torch.from_numpy(v_tex).to(self.v_pos)
+        self._t_tex_idx = torch.from_numpy(t_tex_idx).to(self.t_pos_idx)
+        self._v_tng = None
+
+    @property
+    def v_tng(self) -> Tensor:
+        """Unit tangents of the vertices [Nv, 3]: where u grows, at right angles to `v_nrm`.
+
+        At a seam, and where the texture has no area, the tangent is one of many.
+        """
+        if self._v_tng is None:
+            corners, coordinates = self.v_pos[self.t_pos_idx], self.v_tex[self.t_tex_idx]
+            side, side_uv = corners[:, 1:] - corners[:, :1], coordinates[:, 1:] - coordinates[:, :1]
+            # side_k = du_k T + dv_k B for k = 1, 2, solved for T up to its length
+            tangent = side[:, 0] * side_uv[:, 1, 1:] - side[:, 1] * side_uv[:, 0, 1:]
+            mirrored = side_uv[:, 0, :1] * side_uv[:, 1, 1:] < side_uv[:, 1, :1] * side_uv[:, 0, 1:]
+            tangent = torch.where(mirrored, -tangent, tangent)
+            total = torch.zeros_like(self.v_pos)
+            for corner in range(3):
+                total = total.index_add(0, self.t_pos_idx[:, corner], tangent)
+            total = total - (total * self.v_nrm).sum(dim=-1, keepdim=True) * self.v_nrm
+            has_tangent = total.norm(dim=-1, keepdim=True) > 1e-12
+            self._v_tng = F.normalize(torch.where(has_tangent, total, self._across()), dim=-1)
+        return self._v_tng
+
+    def _across(self) -> Tensor:
+        """Some vector at right angles to each normal: the cross product with the axis furthest from it."""
+        axis = F.one_hot(self.v_nrm.abs().argmin(dim=-1), 3).to(self.v_nrm)
+        return torch.cross(self.v_nrm, axis, dim=-1)
 
     @property
     def v_rgb(self) -> Tensor | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from threestudio.utils import images
 from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.files import atomic_path, write_text
+from threestudio.utils.glb import write_glb
 from threestudio.utils.obj import write_obj
 from threestudio.utils.video import write_video
 
@@ -302,4 +303,35 @@ class SaverMixin:
             if save_mat
             else None,
             map_format=map_format,
+        )
+
+    def save_glb(
+        self,
+        filename: str,
+        mesh: Any,
+        save_normal: bool = False,
+        save_vertex_color: bool = False,
+        map_Kd: Any = None,
+        map_Pm: Any = None,
+        map_Pr: Any = None,
+    ) -> str:
+        """Save a `threestudio.models.mesh.Mesh` as binary glTF, y up as glTF has it.
+
+        Args:
+            save_normal, save_vertex_color: write ``v_nrm``, ``v_rgb`` of the mesh.
+            map_Kd, map_Pm, map_Pr: colour [H, W, 3], metallic [H, W], roughness [H, W], in [0, 1], at the
+                mesh's ``v_tex``.
+        """
+        path = self.get_save_path(filename if filename.endswith(".glb") else filename + ".glb")
+        maps = {"Kd": map_Kd, "Pm": map_Pm, "Pr": map_Pr}
+        maps = {key: self.convert_data(value) for key, value in maps.items() if value is not None}
+        return write_glb(
+            path,
+            v_pos=self.convert_data(mesh.v_pos),
+            t_pos_idx=self.convert_data(mesh.t_pos_idx),
+            v_nrm=self.convert_data(mesh.v_nrm) if save_normal else None,
+            v_tex=self.convert_data(mesh.v_tex) if maps else None,
+            t_tex_idx=self.convert_data(mesh.t_tex_idx) if maps else None,
+            v_rgb=self.convert_data(mesh.v_rgb) if save_vertex_color else None,
+            maps=maps,
         )

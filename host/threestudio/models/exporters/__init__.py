@@ -1,5 +1,5 @@
 """What leaves the house."""
 
-from threestudio.models.exporters import base
+from threestudio.models.exporters import base, mesh_exporter
 
-__all__ = ["base"]
+__all__ = ["base", "mesh_exporter"]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threestudio.models.isosurface import isosurface
+from threestudio.models.mesh import Mesh
 from threestudio.utils.base import BaseModule
 from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.ops import scale_tensor
@@ -118,6 +120,10 @@ class BaseImplicitGeometry(BaseGeometry):
         So a density has the level ``threshold - field``, and marching cubes are handed ``-level``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward_level.")
+
+    def isosurface(self) -> Mesh:
+        """The surface as a closed mesh; see `threestudio.models.isosurface`."""
+        return isosurface(self)
 
 
 class BaseExplicitGeometry(BaseGeometry):
