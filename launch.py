@@ -170,11 +170,10 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         message = launcher.describe_error(error)
         if message is not None:
+            if args.verbose:
+                traceback.print_exc()
             print(f"error: {message}", file=sys.stderr)
             return 2
-        if isinstance(error, launcher.BrokenExtensionError):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
         traceback.print_exc()
         return 1
     return 0

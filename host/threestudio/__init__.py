@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_debug, rank_zero_info, rank_zero_only
 
-from threestudio.utils.errors import UnknownNameError, did_you_mean
+from threestudio.utils.errors import UnknownNameError
 
 __version__ = "0.2.3"
 
@@ -48,7 +48,8 @@ def find(name: str) -> Any:
     The left-most mixin wins, so ``super()`` runs a > b > main.  No spaces around the names.
 
     Raises:
-        UnknownNameError: (a KeyError) nothing registered that name; the message lists the closest, and all.
+        UnknownNameError: (a KeyError) nothing registered that name; the message lists the closest, and all
+            of their kind.
     """
     if ":" not in name:
         return _find_one(name)
@@ -63,11 +64,9 @@ def _find_one(name: str) -> Any:
     try:
         return __modules__[name]
     except KeyError:
-        raise UnknownNameError(
-            f"Nothing is registered as {name!r}.{did_you_mean(name, __modules__)}\n"
-            f"Registered: {', '.join(sorted(__modules__)) or '(nothing)'}.\n"
-            "A name that an extension registers needs that extension's folder under custom/."
-        ) from None
+        from threestudio.kinds import unknown_name
+
+        raise UnknownNameError(unknown_name(name, __modules__), name=name) from None
 
 
 def registered_name(cls: type) -> str | None:

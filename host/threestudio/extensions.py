@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from threestudio.utils.errors import ExtensionError, is_user_error
+
 
 def find_extensions(folders: Iterable[Path]) -> list[Path]:
     """Packages and .py files that are not hidden and not called ``*_disabled``, the first of each name."""
@@ -22,24 +24,40 @@ def find_extensions(folders: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def load_extensions(folders: Iterable[Path]) -> dict[str, BaseException]:
+def load_extensions(folders: Iterable[Path]) -> list[Path]:
     """Import all extensions of ``folders``.
 
-    A failing one is reported on stderr with its traceback, and the others are still imported: the run goes on
-    unless it needs a name that is missing then.
+    threestudio prints a failing one's traceback and goes on without it; here it ends the run, for what
+    follows would be about a name that is missing, and not about why.
 
     Returns:
-        The failures, by extension name.
+        What was imported.
+
+    Raises:
+        ExtensionError: (an ImportError) one cannot be imported; says why, where, and how to go on.
     """
-    failures: dict[str, BaseException] = {}
-    for path in find_extensions(folders):
+    paths = find_extensions(folders)
+    for path in paths:
         try:
             _load(path)
         except Exception as error:
-            failures[path.name] = error
-            print(f"The extension {path} cannot be imported:", file=sys.stderr)
-            traceback.print_exception(error)
-    return failures
+            if is_user_error(error):
+                raise
+            raise ExtensionError(
+                f"The extension {path} cannot be imported: {type(error).__name__}: {error} "
+                f"({_where(error, path)}).\nMend it or install what it needs; renamed to {path.stem}_disabled"
+                f"{path.suffix} it is left out."
+            ) from error
+    return paths
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """The extension's own line that failed, the innermost."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(path)] or frames[-1:]
+    return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
 def _load(path: Path) -> None:

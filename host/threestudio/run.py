@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -23,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import threestudio
 from threestudio.extensions import load_extensions
+from threestudio.kinds import ROLES, unknown_name
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.callbacks import (
     AtomicCheckpointIO,
@@ -45,10 +47,6 @@ from threestudio.utils.errors import (
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
 
 STAGES = ("train", "validate", "test", "export")
-
-
-class BrokenExtensionError(Exception):
-    """A name that the run needs is missing because an extension could not be imported."""
 
 
 @dataclass
@@ -76,20 +74,12 @@ def run(request: Request) -> None:
 
     Raises:
         UserError: (or whatever has ``is_user_error``) a mistake in config, command line or files.
-        BrokenExtensionError: an extension that failed to import is needed; its traceback is on stderr.
         KeyboardInterrupt: stopped by the user.
     """
     set_up_logging(request.verbose)
-    failures = load_extensions(request.custom_folders)
+    load_extensions(request.custom_folders)
     try:
         _run(request)
-    except UnknownNameError as error:
-        if failures:
-            names = ", ".join(failures)
-            raise BrokenExtensionError(
-                f"{error}\nIt may belong to {names}, which failed to import (above)."
-            ) from error
-        raise
     except (MissingMandatoryValue, ConfigAttributeError, ConfigKeyError) as error:
         message = _explain_access(error)
         if message is None:
@@ -114,7 +104,7 @@ def _run(request: Request) -> None:
     # The rank goes into the seed, so that processes see different cameras and noise.
     seed = cfg.seed + get_rank()
     pl.seed_everything(seed, workers=True, verbose=False)
-    with _run_folder(Path(cfg.trial_dir)) as folder:
+    with _run_folder(Path(cfg.trial_dir)) as folder, _naming_the_key(cfg, request.config):
         datamodule = threestudio.find(cfg.data_type)(cfg.data)
         system: BaseSystem = threestudio.find(cfg.system_type)(cfg.system, resumed=cfg.resume is not None)
         system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
@@ -375,6 +365,31 @@ def _from_lightning(pathname: str) -> bool:
     return any(f"{os.sep}{name}{os.sep}" in pathname for name in ("pytorch_lightning", "lightning_fabric"))
 
 
+@contextlib.contextmanager
+def _naming_the_key(cfg: ExperimentConfig, file: str) -> Iterator[None]:
+    """An unknown registered name is told with the key that holds it, and with what would fit there."""
+    try:
+        yield
+    except UnknownNameError as error:
+        key = _key_of(cfg, error.name)
+        if key is None:
+            raise
+        kind = ROLES.get(key.rpartition(".")[2])
+        message = unknown_name(str(error.name), threestudio.__modules__, kind)
+        raise UnknownNameError(f"{key} in {file}: {message}", name=error.name) from error
+
+
+def _key_of(cfg: ExperimentConfig, name: str | None) -> str | None:
+    """The key of the config, full, that holds a registered name (or one of "main:a,b")."""
+    sections = {"": cfg, "system.": cfg.system}
+    for prefix, section in sections.items():
+        for key in section:
+            value = section[key]
+            if key.endswith("_type") and isinstance(value, str) and name in re.split("[:,]", value):
+                return f"{prefix}{key}"
+    return None
+
+
 def _explain_access(error: Any) -> str | None:
     """The message for reading a config key that is not there; None when it is the code that is wrong."""
     key = error.full_key or str(error.key)
@@ -390,4 +405,4 @@ def describe_error(error: BaseException) -> str | None:
     return str(error) if is_user_error(error) else None
 
 
-__all__ = ["STAGES", "BrokenExtensionError", "Request", "UserError", "describe_error", "run"]
+__all__ = ["STAGES", "Request", "UserError", "describe_error", "run"]

@@ -314,19 +314,27 @@ def test_bugs_keep_their_traceback(launch, capfd):
     assert (trial() / "ckpts" / "last.ckpt").exists()  # it had started: what it made stays
 
 
-def test_a_broken_extension_is_reported_and_fatal_only_when_needed(launch, capfd):
+def test_a_broken_extension_ends_the_run_with_its_cause(launch, capfd):
     Path("custom/broken.py").write_text("import no_such_package_anywhere")
     Path("custom/off_disabled").mkdir()
     Path("custom/off_disabled/__init__.py").write_text("raise SystemError")
-    assert launch("--config", "tiny.yaml", "--validate") == 0
+    assert launch("--config", "tiny.yaml", "--validate") == 2
     printed = capfd.readouterr().err
     assert "custom/broken.py cannot be imported" in printed and "No module named 'no_such_package" in printed
-    assert launch("--config", "tiny.yaml", "--train", "system_type=broken-system") == 1
+    assert "broken.py, line 1" in printed and "broken_disabled.py" in printed
+    assert "Traceback" not in printed
+    assert launch("--config", "tiny.yaml", "--validate", "--verbose") == 2
+    assert "Traceback" in capfd.readouterr().err
+    Path("custom/broken.py").rename("custom/broken_disabled.py")
+    assert launch("--config", "tiny.yaml", "--validate") == 0
+
+
+def test_an_unknown_name_is_told_with_its_key_and_what_would_fit(launch, capfd):
+    assert launch("--config", "tiny.yaml", "--train", "system_type=tiny-sistem") == 2
     printed = capfd.readouterr().err
-    assert (
-        "Nothing is registered as 'broken-system'" in printed
-        and "broken.py, which failed to import" in printed
-    )
+    assert "system_type in tiny.yaml" in printed and "Did you mean 'tiny-system'" in printed
+    assert "Registered as system: " in printed and "dreamfusion-system" in printed
+    assert "random-camera-datamodule" not in printed
 
 
 def test_help_lists_configs_and_needs_no_torch(tmp_path, root):

@@ -28,12 +28,17 @@ def test_a_name_is_registered_once():
         threestudio.register("a-thing")(type("Two", (), {}))
 
 
-def test_unknown_name_lists_the_closest_and_all():
+def test_unknown_name_lists_the_closest_and_all_of_its_kind():
     with pytest.raises(KeyError) as caught:
         threestudio.find("solid-colour-background")
     assert isinstance(caught.value, UnknownNameError) and caught.value.is_user_error
     assert "Did you mean 'solid-color-background'" in str(caught.value)
-    assert "random-camera-datamodule" in str(caught.value)
+    assert "Registered as background: " in str(caught.value)
+    assert "random-camera-datamodule" not in str(caught.value)
+    with pytest.raises(KeyError, match=r"Registered as guidance: .*stable-diffusion-guidance"):
+        threestudio.find("stable-diffusion-guidence")
+    with pytest.raises(KeyError, match=r"Registered as datamodule: [\s\S]*Registered as system: "):
+        threestudio.find("qqq")
 
 
 def test_mixin_form_runs_left_to_right_and_main_last():

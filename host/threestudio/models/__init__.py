@@ -1,5 +1,13 @@
 """What systems are made of."""
 
-from threestudio.models import background, exporters, geometry, materials, prompt_processors, renderers
+from threestudio.models import (
+    background,
+    exporters,
+    geometry,
+    guidance,
+    materials,
+    prompt_processors,
+    renderers,
+)
 
-__all__ = ["background", "exporters", "geometry", "materials", "prompt_processors", "renderers"]
+__all__ = ["background", "exporters", "geometry", "guidance", "materials", "prompt_processors", "renderers"]

@@ -1,5 +1,5 @@
 """Training loops."""
 
-from threestudio.systems import base
+from threestudio.systems import base, dreamfusion
 
-__all__ = ["base"]
+__all__ = ["base", "dreamfusion"]

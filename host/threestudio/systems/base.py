@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 
 import threestudio
+from threestudio.kinds import ROLES, kind_of, names_of
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.config import load_config, parse_structured
-from threestudio.utils.errors import CheckpointError
+from threestudio.utils.errors import CheckpointError, UnknownNameError
 from threestudio.utils.misc import C, cleanup, find_last_path, get_device, load_module_weights
 from threestudio.utils.saving import SaverMixin
 
@@ -249,7 +250,24 @@ class BaseLift3DSystem(BaseSystem):
         )
 
     def _make(self, role: str, **parts: Any) -> Any:
-        return threestudio.find(self.cfg[f"{role}_type"])(self.cfg[role], **parts)
+        """The ``role``_type of the config, from the config of that role.
+
+        Raises:
+            UnknownNameError: it is not given, not registered, or registered as something else.
+        """
+        key = f"{role}_type"
+        name, kind = self.cfg[key], ROLES[key]
+        if not name:
+            choices = ", ".join(names_of(kind, threestudio.__modules__))
+            raise UnknownNameError(f"system.{key} is not given. Registered as {kind}: {choices}.", name=name)
+        cls = threestudio.find(name)
+        found = kind_of(name, cls)
+        if found not in (kind, None):
+            choices = ", ".join(names_of(kind, threestudio.__modules__))
+            raise UnknownNameError(
+                f"system.{key} is {name!r}, which is registered as {found}. As {kind}: {choices}."
+            )
+        return cls(self.cfg[role], **parts)
 
     def _convert_geometry(self) -> Any:
         path = find_last_path(self.cfg.geometry_convert_from)

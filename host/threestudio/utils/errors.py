@@ -25,6 +25,10 @@ class UserError(Exception):
 class UnknownNameError(UserError, KeyError):
     """A registered name that nothing registered."""
 
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+
 
 class UnknownKeyError(UserError, TypeError):
     """A config key that the section does not have."""
@@ -40,6 +44,18 @@ class ConfigFileError(UserError, FileNotFoundError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to something else."""
+
+
+class ModelError(UserError, OSError):
+    """A pretrained model that is missing, damaged, or out of reach."""
+
+
+class BatchError(UserError, TypeError):
+    """A batch of the datamodule lacks what a renderer or guidance needs."""
+
+
+class ExtensionError(UserError, ImportError):
+    """An extension that cannot be imported."""
 
 
 class CommandLineError(UserError, ValueError):

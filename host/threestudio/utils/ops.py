@@ -330,6 +330,35 @@ def binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
     return -(target * torch.log(input) + (1 - target) * torch.log(1 - input)).mean()
 
 
+def tet_sdf_diff(vert_sdf: Tensor, tet_edges: Tensor) -> Tensor:
+    """How much the edges that cross the surface disagree with their ends' signs (nvdiffrec's regulariser).
+
+    Args:
+        vert_sdf: signed distances at the vertices [N, 1].
+        tet_edges: pairs of vertices [E, 2].
+
+    Returns:
+        The summed cross entropies of either end's distance with the other's sign, averaged over those edges;
+        0 where none crosses.
+    """
+    ends = vert_sdf[:, 0][tet_edges.reshape(-1)].reshape(-1, 2)
+    crossing = ends[torch.sign(ends[:, 0]) != torch.sign(ends[:, 1])]
+    if not len(crossing):
+        return vert_sdf.sum() * 0.0
+    return sum(
+        F.binary_cross_entropy_with_logits(crossing[:, i], (crossing[:, 1 - i] > 0).to(crossing))
+        for i in (0, 1)
+    )
+
+
+def validate_empty_rays(ray_indices: Tensor, t_start: Tensor, t_end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The samples of a batch of rays, or, where every ray is empty, one sample of no length on ray 0."""
+    if ray_indices.nelement():
+        return ray_indices, t_start, t_end
+    zero = t_start.new_zeros(1)
+    return ray_indices.new_zeros(1), zero, zero
+
+
 def shifted_expotional_decay(a: float, b: float, c: float, r: float) -> float:
     """a exp(-b r) + c."""
     return a * math.exp(-b * r) + c

@@ -327,6 +327,9 @@ class PromptProcessor(BaseObject):
         """Encode ``prompts`` and `save_embedding` each.  Runs in another process; cut what is too long."""
         raise NotImplementedError
 
+    def check_model(self) -> None:
+        """Called before encoding, in this process: whatever is wrong with the model is an error here."""
+
     @rank_zero_only
     def prepare_text_embeddings(self) -> None:
         """Encode what the cache does not have.
@@ -341,6 +344,7 @@ class PromptProcessor(BaseObject):
         ]
         if not wanted:
             return
+        self.check_model()
         arguments = (self.cfg.pretrained_model_name_or_path, wanted, self._cache_dir)
         if self.cfg.spawn and self.device.type == "cuda":
             process = mp.get_context("spawn").Process(target=self.spawn_func, args=arguments)

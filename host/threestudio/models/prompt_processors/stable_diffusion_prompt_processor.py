@@ -9,6 +9,10 @@ import torch
 
 import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessor, save_embedding
+from threestudio.utils.hub import find_model, load_part, loading, quiet
+
+KEY = "system.prompt_processor.pretrained_model_name_or_path"
+PARTS = ("tokenizer", "text_encoder")
 
 
 @threestudio.register("stable-diffusion-prompt-processor")
@@ -21,14 +25,25 @@ class StableDiffusionPromptProcessor(PromptProcessor):
 
     cfg: Config
 
+    def check_model(self) -> None:
+        """Fetches the model too, so that the process that encodes finds it.
+
+        Raises:
+            ModelError: it is missing, incomplete, or out of reach.
+        """
+        find_model(self.cfg.pretrained_model_name_or_path, PARTS, KEY)
+
     @staticmethod
     def spawn_func(pretrained_model_name_or_path: str, prompts: list[str], cache_dir: str) -> None:
         from transformers import AutoTokenizer, CLIPTextModel
 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(pretrained_model_name_or_path, subfolder="text_encoder")
-        longest = tokenizer.model_max_length
+        folder = find_model(pretrained_model_name_or_path, PARTS, KEY)
+        with quiet(), loading(folder / "tokenizer", KEY):
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        text_encoder = load_part(folder, "text_encoder", CLIPTextModel, KEY)
+        # a tokenizer without a config of its own would not know its model's limit
+        longest = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         for prompt in prompts:
             length = len(tokenizer(prompt).input_ids)
             if length > longest:

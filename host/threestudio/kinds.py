@@ -1,0 +1,95 @@
+"""What kind of thing a registered class is, so that messages list only what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from threestudio.utils.errors import closest, did_you_mean
+
+ROLES = {
+    "data_type": "datamodule",
+    "system_type": "system",
+    "geometry_type": "geometry",
+    "material_type": "material",
+    "background_type": "background",
+    "renderer_type": "renderer",
+    "base_renderer_type": "renderer",
+    "guidance_type": "guidance",
+    "prompt_processor_type": "prompt processor",
+    "exporter_type": "exporter",
+}
+"""Config keys that hold a registered name, and the kind they want."""
+
+
+def kind_of(name: str, cls: Any) -> str | None:
+    """The kind of a registered class by its bases, or, where they are common to several, by its name."""
+    for kind, base in _bases().items():
+        if isinstance(cls, type) and issubclass(cls, base):
+            return kind
+    return _kind_by_name(name)
+
+
+def _bases() -> dict[str, type]:
+    import pytorch_lightning as pl
+
+    from threestudio.models.background.base import BaseBackground
+    from threestudio.models.exporters.base import Exporter
+    from threestudio.models.geometry.base import BaseGeometry
+    from threestudio.models.materials.base import BaseMaterial
+    from threestudio.models.prompt_processors.base import PromptProcessor
+    from threestudio.models.renderers.base import Renderer
+
+    return {
+        "datamodule": pl.LightningDataModule,
+        "system": pl.LightningModule,
+        "geometry": BaseGeometry,
+        "material": BaseMaterial,
+        "background": BaseBackground,
+        "renderer": Renderer,
+        "prompt processor": PromptProcessor,
+        "exporter": Exporter,
+    }
+
+
+def _kind_by_name(name: str) -> str | None:
+    """Guidances, and extensions' prompt processors, have no base of their own."""
+    endings = {"guidance": "guidance", "prompt-processor": "prompt processor"}
+    return next((kind for ending, kind in endings.items() if name.endswith(ending)), None)
+
+
+def names_of(kind: str, modules: Mapping[str, Any]) -> list[str]:
+    """All registered names of a kind, sorted."""
+    return sorted(name for name, cls in modules.items() if kind_of(name, cls) == kind)
+
+
+def unknown_name(name: str, modules: Mapping[str, Any], kind: str | None = None) -> str:
+    """The message for a name that nothing registered.
+
+    Args:
+        modules: what is registered, by name.
+        kind: the kind that was wanted; None: that of the closest name, and where nothing is close, all.
+    """
+    wanted = names_of(kind, modules) if kind else list(modules)
+    near = closest(name, wanted)
+    if kind is None:
+        kind = kind_of(near[0], modules[near[0]]) if near else _kind_by_name(name)
+    lines = [f"Nothing is registered as {name!r}.{did_you_mean(name, wanted)}"]
+    lines += [_listed(kind, modules)] if kind else _all(modules)
+    lines.append("A name that an extension registers needs that extension's folder under custom/.")
+    return "\n".join(lines)
+
+
+def _listed(kind: str, modules: Mapping[str, Any]) -> str:
+    return _line(kind, names_of(kind, modules))
+
+
+def _all(modules: Mapping[str, Any]) -> Iterable[str]:
+    groups: dict[str, list[str]] = {}
+    for name in sorted(modules):
+        groups.setdefault(kind_of(name, modules[name]) or "other", []).append(name)
+    return [_line(kind, groups[kind]) for kind in sorted(groups)] or ["Nothing is registered at all."]
+
+
+def _line(kind: str, names: list[str]) -> str:
+    return f"Registered as {kind}: {', '.join(names) or '(nothing)'}."
