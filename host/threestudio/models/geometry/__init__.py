@@ -1,5 +1,5 @@
 """Shapes."""
 
-from threestudio.models.geometry import base
+from threestudio.models.geometry import base, implicit_volume, volume_grid
 
-__all__ = ["base"]
+__all__ = ["base", "implicit_volume", "volume_grid"]
