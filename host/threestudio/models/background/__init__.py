@@ -1,5 +1,5 @@
 """What is behind the object."""
 
-from threestudio.models.background import base, solid_color_background
+from threestudio.models.background import base, neural_environment_map_background, solid_color_background
 
-__all__ = ["base", "solid_color_background"]
+__all__ = ["base", "neural_environment_map_background", "solid_color_background"]

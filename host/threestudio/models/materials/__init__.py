@@ -1,5 +1,10 @@
 """How surfaces look."""
 
-from threestudio.models.materials import base, no_material
+from threestudio.models.materials import (
+    base,
+    diffuse_with_point_light_material,
+    neural_radiance_material,
+    no_material,
+)
 
-__all__ = ["base", "no_material"]
+__all__ = ["base", "diffuse_with_point_light_material", "neural_radiance_material", "no_material"]
