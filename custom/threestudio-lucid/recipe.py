@@ -74,7 +74,10 @@ PUBLISHED: dict[str, Any] = {
     # regularisers
     "lambda_tv": 1.0,
     "lambda_scale": 1.0,
-    "lambda_opaque": 0.0,  # one weight, or first and last: for pixels to be opaque or empty; not the paper's
+    # not the paper's: for pixels to be opaque or empty (one weight, or first and last); for what no view needs
+    # to fade
+    "lambda_opaque": 0.0,
+    "lambda_opacity": 0.0,
     # density control; from, until and the intervals are parts of the run
     "density_start": 0.02,
     "density_until": 0.6,

@@ -12,8 +12,8 @@ from toybox.train_unet import (
     Denoiser,
     TokenCache,
     UnetJob,
+    loss_weight,
     make_scheduler,
-    min_snr_weight,
     sample,
     stratified_timesteps,
     train_unet,
@@ -154,9 +154,10 @@ def test_timesteps_are_stratified():
     assert (t.sort().values // 20 == torch.arange(50)).all()
 
 
-def test_min_snr_weight_worked_by_hand():
-    alphas = torch.tensor([0.5, 0.9])  # SNR 1 and 9
-    torch.testing.assert_close(min_snr_weight(alphas, torch.tensor([0, 1])), torch.tensor([1.0, 5 / 9]))
+def test_loss_weight_worked_by_hand():
+    alphas = torch.tensor([0.25, 0.9])  # SNR 1/3 and 9
+    expected = torch.tensor([1.0 / 0.5, 5 / 9 / 0.9**0.5])
+    torch.testing.assert_close(loss_weight(alphas, torch.tensor([0, 1])), expected)
 
 
 def test_warm_cosine_starts_low_peaks_and_ends_at_zero():

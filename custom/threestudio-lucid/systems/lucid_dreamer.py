@@ -31,7 +31,7 @@ from threestudio.utils.misc import get_rank
 from ..data.cameras import view_batch
 from ..data.orbit import circle
 from ..errors import UserError, check_pair, check_range
-from ..gaussians.cloud import moments_of
+from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
@@ -167,8 +167,12 @@ class LucidDreamerSystem(BaseLift3DSystem):
         losses = {name: value for name, value in guided.items() if name.startswith("loss_")}
         losses["loss_tv"] = total_variation(out["comp_rgb"]) + total_variation(out["disparity"])
         losses["loss_scale"] = out["scales"].mean()
-        if "lambda_opaque" in self.cfg.loss:  # not the paper's, so configs may leave it out
+        # These two are not the paper's, so configs may leave them out.
+        if "lambda_opaque" in self.cfg.loss:
             losses["loss_opaque"] = opacity_entropy(out["opacity"])
+        if "lambda_opacity" in self.cfg.loss:
+            # Whatever no view needs fades, is pruned, and so makes room (3DGS-MCMC, Kheradmand et al. 2024).
+            losses["loss_opacity"] = opacities(self.geometry.gaussians).mean()
         total = sum(value * self.C(self._weight(name)) for name, value in losses.items())
         scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
         values = {**scalars, **losses, "loss": total}
