@@ -349,7 +349,7 @@ def test_pictures_for_people(own_prior, tmp_path, name):
         ({"recipe": "arxiv"}, "system.guidance.recipe is 'arxiv'; it must be one of: released, paper"),
         ({"horizontal_flip": 1.5}, "horizontal_flip is 1.5"),
         ({"delta_t": 0}, "system.guidance.delta_t is 0; it must be at least 1"),
-        ({"max_step_percent": 0.3}, "they are 0.02, 0.5 and 0.3"),
+        ({"max_step_percent": 0.3, "max_step_percent_end": 0.5}, "they are 0.02, 0.5 and 0.3"),
         ({"grad_scale": 0.0}, "grad_scale is 0.0; it must be above 0"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"dtype": "half"}, "dtype is 'half'"),

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseObject
-from threestudio.utils.misc import get_rank
+from threestudio.utils.misc import C, get_rank
 
 from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
+from . import stock
 from .combine import Conditioning, guided_output
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
@@ -26,6 +27,7 @@ from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
 from .trajectory import ddim_step, x0_and_eps
+from .vocabulary import check_words
 
 # What a field that is null in the config means, by recipe.
 RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -55,8 +57,11 @@ RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
 class LucidGuidance(BaseObject):
     """What ISM and SDS share: encoding, timesteps, randomness, embeddings, loss, pictures."""
 
+    # whether the guidance scale that threestudio's SDS is run with is this objective's too (see `stock`)
+    keeps_sds_scale = False
+
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(stock.StockKeys, BaseObject.Config):
         prior: str = "auto"
         """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
         dtype: Optional[str] = None
@@ -77,12 +82,12 @@ class LucidGuidance(BaseObject):
         """Above 1: push the inversion from inverse_text towards the negative prompt."""
         inversion_eta: float = 0.0
         """Share of fresh noise in the strides of the inversion; 0: deterministic."""
-        min_step_percent: Optional[float] = None
-        """Lowest timestep drawn, as a fraction; null: released 0.02, paper 0."""
-        max_step_percent: Optional[float] = None
-        """Highest timestep drawn at the first step; null: released 0.98, paper 1."""
+        min_step_percent: Any = None
+        """Lowest timestep drawn, as a fraction, a schedule; null: released 0.02, paper 0."""
+        max_step_percent: Any = None
+        """Highest timestep drawn at the first step, or as a schedule at any; null: released 0.98, paper 1."""
         max_step_percent_end: Optional[float] = None
-        """Highest timestep drawn after warm-up; null: released 0.5, paper 1."""
+        """Highest timestep drawn after warm-up; null: released 0.5, paper 1, or max_step_percent if lower."""
         warmup_steps: Optional[int] = None
         """Steps over which the timestep range and the interval are annealed; null: released 1500, paper 0."""
         grad_scale: float = 0.1
@@ -96,7 +101,7 @@ class LucidGuidance(BaseObject):
         seed: int = 0
         """Of timesteps, noise and flips, which are functions of (seed, step)."""
         max_items_eval: int = 4
-        """Most views in the pictures of guidance_eval."""
+        """Most views in the pictures of guidance_eval; -1: all."""
 
     cfg: Config
 
@@ -107,15 +112,23 @@ class LucidGuidance(BaseObject):
         self.settings = {name: defaults[name] if v is None else v for name, v in given.items()}
         if self.cfg.delta_t_start is None:
             self.settings["delta_t_start"] = max(defaults["delta_t_start"], self.settings["delta_t"])
+        highest = self.settings["max_step_percent"]
+        if self.cfg.max_step_percent_end is None and isinstance(highest, int | float):
+            self.settings["max_step_percent_end"] = min(defaults["max_step_percent_end"], highest)
         self._check_settings()
 
-        self.prior = Prior.load(self.cfg.prior, self.device, self.cfg.dtype)
+        dtype = "float32" if self.cfg.half_precision_weights is False else None
+        self.prior = Prior.load(stock.prior_of(self.cfg), self.device, self.cfg.dtype or dtype)
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
-        scale = self.cfg.guidance_scale
-        self.guidance_scale: float = card.guidance_scale if scale is None else scale
+        self.guidance_scale: float = stock.scale_of(
+            self.cfg, card.guidance_scale, keeps_sds_scale=self.keeps_sds_scale
+        )
+        if line := stock.report(self.cfg, self.guidance_scale):
+            threestudio.info(line)
         self._empty: Tensor | None = None
+        self._checked_prompts: set[str] = set()
         self._step, self._calls = -1, 0
         self.update_step(0, 0)
         threestudio.info(
@@ -131,13 +144,10 @@ class LucidGuidance(BaseObject):
         s = self.settings
         # the released loop counts its iterations from 1
         self._rate = warmup_rate(global_step + 1, s["warmup_steps"])
-        first, end = index_range(
-            self._rate,
-            len(self.prior.schedule),
-            s["min_step_percent"],
-            s["max_step_percent"],
-            s["max_step_percent_end"],
-        )
+        low, high = (C(s[name], epoch, global_step) for name in ("min_step_percent", "max_step_percent"))
+        high_end = high if stock.is_schedule(s["max_step_percent"]) else s["max_step_percent_end"]
+        first, end = index_range(self._rate, len(self.prior.schedule), low, high, high_end)
+        self._bound = None if self.cfg.grad_clip is None else C(self.cfg.grad_clip, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
 
@@ -184,10 +194,11 @@ class LucidGuidance(BaseObject):
         latents = self._latents(images, rgb_as_latents, noise_draws)
         noise = self._noise(latents, noise_draws)
         step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
+        grad = step.grad if self._bound is None else step.grad.clamp(-self._bound, self._bound)
 
         out = {
-            "loss_sds": _GivenGradient.apply(latents, step.grad),
-            "grad_norm": step.grad.norm(),
+            "loss_sds": _GivenGradient.apply(latents, grad),
+            "grad_norm": grad.norm(),
             "min_step": self.min_step,
             "max_step": self.max_step,
             "timestep": step.tau_t,
@@ -250,6 +261,7 @@ class LucidGuidance(BaseObject):
                 )
             return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
 
+        self._check_prompts(prompt_utils)
         views, batch = (elevation, azimuth, camera_distances, view_dependent), len(azimuth)
         if view_dependent and getattr(prompt_utils, "use_perp_neg", False):
             embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*views)
@@ -266,6 +278,14 @@ class LucidGuidance(BaseObject):
                 "lucid-prompt-processor with the guidance's prior."
             )
         return replace(cond, inverse=self._empty_text().expand(batch, -1, -1))
+
+    def _check_prompts(self, prompt_utils: Any) -> None:
+        """What threestudio's prompt processor does not: check the words of a closed vocabulary, once each."""
+        prompts = [getattr(prompt_utils, "prompt", ""), *(getattr(prompt_utils, "prompts_vd", None) or ())]
+        for prompt in prompts:
+            if prompt not in self._checked_prompts:
+                check_words(prompt, self.prior.card)
+                self._checked_prompts.add(prompt)
 
     def _empty_text(self) -> Tensor:
         """[1, T, D]: the empty prompt, which threestudio's prompt processors do not provide."""
@@ -285,7 +305,8 @@ class LucidGuidance(BaseObject):
     ) -> dict[str, Any]:
         """Where the prior would take x_t: in one step, at once, and sampled to the end. [n, H, W, 3] each."""
         prior, tau = self.prior, step.tau_t
-        n = min(self.cfg.max_items_eval, len(step.x_t))
+        n = len(step.x_t)
+        n = min(self.cfg.max_items_eval, n) if self.cfg.max_items_eval > 0 else n
         x = step.x_t[:n]
         cond = _first(cond, n)
         path = sampling_path(prior.schedule, prior.card.num_steps)
@@ -317,7 +338,10 @@ class LucidGuidance(BaseObject):
         check_range(where + "noise_offset", self.cfg.noise_offset, 0.0)
         check_range(where + "inversion_eta", self.cfg.inversion_eta, 0.0)
         check_range(where + "grad_scale", self.cfg.grad_scale, 0.0, above=True)
-        check_range(where + "max_items_eval", self.cfg.max_items_eval, 1)
+        if self.cfg.max_items_eval != -1:
+            check_range(where + "max_items_eval", self.cfg.max_items_eval, 1)
+        if self.cfg.grad_clip is not None:
+            stock.check_schedule(where + "grad_clip", self.cfg.grad_clip, 0.0)
         if self.cfg.guidance_scale is not None:
             check_range(where + "guidance_scale", self.cfg.guidance_scale, 0.0)
 
@@ -327,12 +351,11 @@ class LucidGuidance(BaseObject):
             check_range(where + name, s[name], 1, 999)
         for name in ("xs_inv_steps", "warmup_steps"):
             check_range(where + name, s[name], 0)
-        for name in ("min_step_percent", "max_step_percent", "max_step_percent_end"):
-            check_range(where + name, s[name], 0.0, 1.0)
-        low, high, end = (
-            s[f"{name}"] for name in ("min_step_percent", "max_step_percent", "max_step_percent_end")
-        )
-        if not low <= end <= high:
+        check_range(where + "max_step_percent_end", s["max_step_percent_end"], 0.0, 1.0)
+        for name in ("min_step_percent", "max_step_percent"):
+            stock.check_schedule(where + name, s[name], 0.0, 1.0)
+        low, high, end = (s[n] for n in ("min_step_percent", "max_step_percent", "max_step_percent_end"))
+        if not (stock.is_schedule(low) or stock.is_schedule(high)) and not low <= end <= high:
             raise UserError(
                 f"{where}min_step_percent <= max_step_percent_end <= max_step_percent must hold, but they "
                 f"are {low}, {end} and {high}."
@@ -366,6 +389,8 @@ class LucidISMGuidance(LucidGuidance):
 @threestudio.register("lucid-sds-guidance")
 class LucidSDSGuidance(LucidGuidance):
     """Score Distillation Sampling: the score at x_t against the noise in it. No inversion, so no delta_s."""
+
+    keeps_sds_scale = True
 
     def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
         return sds_step(

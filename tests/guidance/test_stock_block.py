@@ -1,0 +1,139 @@
+"""A config block of threestudio's stable-diffusion-guidance, given to ours by changing its type alone."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from test_guidance import batch, pictures
+
+import threestudio
+from threestudio_lucid.errors import UserError
+from threestudio_lucid.guidance import stock
+
+BLOCK = {
+    "guidance_scale": 100.0,
+    "half_precision_weights": False,
+    "weighting_strategy": "sds",
+    "min_step_percent": 0.02,
+    "max_step_percent": [5000, 0.98, 0.5, 5001],
+    "grad_clip": [0, 2.0, 8.0, 1000],
+}
+
+
+@pytest.fixture
+def make(saved_priors):
+    def build(name="lucid-ism-guidance", **kwargs):
+        block = {"pretrained_model_name_or_path": str(saved_priors["kl"])} | BLOCK | kwargs
+        return threestudio.find(name)(block)
+
+    return build
+
+
+@pytest.fixture
+def stock_prompt(saved_priors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return threestudio.find("stable-diffusion-prompt-processor")(
+        {"pretrained_model_name_or_path": str(saved_priors["kl"]), "prompt": "a mug", "spawn": False}
+    )()
+
+
+def test_a_step_with_threestudios_prompt_processor(make, stock_prompt):
+    rgb = pictures()
+    out = make()(rgb, stock_prompt, **batch())
+    out["loss_sds"].backward()
+    assert rgb.grad.isfinite().all() and rgb.grad.norm() > 0
+
+
+def test_what_is_left_out_is_named_once(make, caplog):
+    logger = logging.getLogger("pytorch_lightning")
+    logger.propagate = True
+    with caplog.at_level(logging.INFO, logger="pytorch_lightning"):
+        guidance = make(use_sjc=True)
+    lines = [r.getMessage() for r in caplog.records if "stable-diffusion-guidance" in r.getMessage()]
+    assert len(lines) == 1 and "left out: use_sjc, weighting_strategy" in lines[0]
+    assert guidance.prior.dtype == torch.float32
+    assert "guidance_scale 100 is" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "ours"),
+    [
+        ("lucid-ism-guidance", 100.0, None),  # SDS's usual scale: the card's, which is ISM's usual one
+        ("lucid-ism-guidance", 20.0, 21.0),  # text + 20 (text - uncond)
+        ("lucid-sds-guidance", 100.0, 101.0),
+    ],
+)
+def test_guidance_scale(make, name, scale, ours):
+    guidance = make(name, guidance_scale=scale)
+    assert guidance.guidance_scale == (guidance.prior.card.guidance_scale if ours is None else ours)
+
+
+def test_our_own_block_keeps_its_scale(saved_priors):
+    guidance = threestudio.find("lucid-ism-guidance")(
+        {"prior": str(saved_priors["kl"]), "guidance_scale": 100.0}
+    )
+    assert guidance.guidance_scale == 100.0
+
+
+def test_schedules_of_timesteps_and_bound(make):
+    guidance = make(min_step_percent=[0, 0.4, 0.2, 200])
+    guidance.update_step(0, 100)
+    assert (guidance.min_step, guidance.max_step, guidance._bound) == (300, 979, 2.6)
+    guidance.update_step(0, 5001)
+    assert (guidance.min_step, guidance.max_step) == (200, 499)
+
+
+def test_the_bound_holds(make, stock_prompt, monkeypatch):
+    guidance = make(grad_clip=1e-3)
+    found = {}
+    monkeypatch.setattr(
+        "threestudio_lucid.guidance.lucid_guidance._GivenGradient.apply",
+        lambda latents, grad: found.update(grad=grad) or grad.sum(),
+    )
+    guidance(pictures(), stock_prompt, **batch())
+    assert found["grad"].abs().max() == pytest.approx(1e-3)
+
+
+def test_a_low_ceiling_lowers_where_the_warm_up_ends(make):
+    guidance = make(max_step_percent=0.3)
+    guidance.update_step(0, 10_000)
+    assert guidance.max_step == 299
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weighting_strategi": "sds"}, "weighting_strategi"),
+        ({"grad_clip": [1, 2]}, r"system\.guidance\.grad_clip"),
+        ({"max_step_percent": [0, 0.5, 1.5, 100]}, "max_step_percent"),
+        ({"prior": "mini"}, "mean the same"),
+    ],
+)
+def test_mistakes(make, change, words):
+    with pytest.raises((UserError, TypeError), match=words):
+        make(**change)
+
+
+def test_repositories_that_moved(monkeypatch):
+    monkeypatch.setattr(stock, "_is_cached", lambda repository: False)
+
+    class Block:
+        prior = "auto"
+        pretrained_model_name_or_path = "stabilityai/stable-diffusion-2-1-base"
+
+    assert stock.prior_of(Block) == "sd21"
+    monkeypatch.setattr(stock, "_is_cached", lambda repository: True)
+    assert stock.prior_of(Block) == "stabilityai/stable-diffusion-2-1-base"
+
+
+def test_unknown_words_of_a_closed_vocabulary(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mini = str(root / "custom/threestudio-lucid/priors/mini")
+    prompt = threestudio.find("stable-diffusion-prompt-processor")(
+        {"pretrained_model_name_or_path": mini, "prompt": "a zeppelin", "spawn": False}
+    )()
+    guidance = threestudio.find("lucid-ism-guidance")({"pretrained_model_name_or_path": mini})
+    with pytest.raises(UserError, match="does not know 'zeppelin'"):
+        guidance(pictures(), prompt, **batch())
