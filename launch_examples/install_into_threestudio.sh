@@ -20,4 +20,4 @@ fi
 mkdir -p "$(dirname "$target")"
 ln -sfn "$source/custom/threestudio-lucid" "$target"
 echo "linked $target"
-echo "next:  cd $1 && pip install numba plyfile && python launch.py --config $source/configs/ism-gs.yaml --train"
+echo "next:  cd $1 && pip install numba plyfile scikit-image trimesh && python launch.py --config $source/configs/ism-gs.yaml --train"

@@ -50,6 +50,7 @@ print(*mine)
         "lucid-gaussian-renderer",
         "lucid-gaussian-splatting",
         "lucid-ism-guidance",
+        "lucid-mesh-exporter",
         "lucid-ply-exporter",
         "lucid-prompt-processor",
         "lucid-sds-guidance",

@@ -24,6 +24,7 @@ _REGISTERING = (
     "renderers.gaussian",
     "systems.lucid_dreamer",
     "exporters.ply",
+    "exporters.mesh",
 )
 
 
