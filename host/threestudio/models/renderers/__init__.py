@@ -1,5 +1,5 @@
 """From a scene to images."""
 
-from threestudio.models.renderers import base
+from threestudio.models.renderers import base, nerf_volume_renderer
 
-__all__ = ["base"]
+__all__ = ["base", "nerf_volume_renderer"]
