@@ -190,7 +190,7 @@ def test_exporter_writes_each_format_and_a_report():
     report = outputs[-1].params["payload"]
     assert json.loads(json.dumps(report)) == report and report["watertight"] is True
     for output in outputs[:2]:
-        assert len(trimesh.load(output.params["src"], force="mesh").faces) == report["triangles"]
+        assert len(trimesh.load(output.params["src_path"], force="mesh").faces) == report["triangles"]
 
 
 @pytest.mark.parametrize(

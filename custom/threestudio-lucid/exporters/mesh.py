@@ -74,7 +74,7 @@ class LucidMeshExporter(Exporter):
             write_mesh(Path(self._folder.name) / f"{self.cfg.save_name}.{fmt}", mesh)
             for fmt in formats_of(self.cfg.fmt)
         ]
-        return [ExporterOutput(path.name, "file", {"src": str(path)}) for path in paths]
+        return [ExporterOutput(path.name, "file", {"src_path": str(path)}) for path in paths]
 
 
 def formats_of(fmt: Any) -> list[Any]:

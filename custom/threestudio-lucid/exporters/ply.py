@@ -34,4 +34,4 @@ class LucidPLYExporter(Exporter):
         # Every system can copy a file (save_file), not every one knows how to write a splat.
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-ply-")
         path = write_ply(Path(self._folder.name) / f"{self.cfg.save_name}.ply", gaussians)
-        return [ExporterOutput(path.name, "file", {"src": str(path)})]
+        return [ExporterOutput(path.name, "file", {"src_path": str(path)})]

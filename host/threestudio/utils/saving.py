@@ -241,11 +241,11 @@ class SaverMixin:
         write_text(path, json.dumps(payload, indent=2) + "\n")
         return path
 
-    def save_file(self, filename: str, src: str) -> str:
-        """Copy ``src``."""
+    def save_file(self, filename: str, src_path: str) -> str:
+        """Copy ``src_path``."""
         path = self.get_save_path(filename)
         with atomic_path(path) as temporary:
-            shutil.copyfile(src, temporary)
+            shutil.copyfile(src_path, temporary)
         return path
 
     def save_mesh(
