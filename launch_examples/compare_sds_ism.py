@@ -1,0 +1,447 @@
+#!/usr/bin/env python3
+"""SDS and ISM side by side: same prompt, seeds, cameras and steps; one page of pictures and numbers.
+
+    python launch_examples/compare_sds_ism.py --prompt "a red mug"
+    python launch_examples/compare_sds_ism.py --prompt "a red mug" --representation gs,nerf --seeds 3
+    python launch_examples/compare_sds_ism.py --arms sds:25,ism:7.5 --steps 900 system.guidance.prior=sd15
+
+Leaves compare.html in --out, which needs no file beside it: turntables, learning curves, the toybox grader's
+opinion, detail and saturation against the true object, seconds a step. It is written anew after every arm.
+Call it again with the same --out and it goes on where it stopped: finished arms are not trained again,
+unfinished ones resume from their last checkpoint. An arm that fails shows its last lines on the page. Exit
+status 1 if one did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from toybox import captions, page, runs
+from toybox.grade import Grade, Grader, score
+from toybox.measures import detail, object_mask, saturation
+from toybox.truth import true_views
+
+ROOT = Path(__file__).resolve().parents[1]
+REPRESENTATIONS = ("gs", "nerf")
+METHODS = ("sds", "ism")
+AZIMUTHS = [45.0 * k for k in range(8)]
+SHOWN = [0, 2, 4, 6]  # of AZIMUTHS: front, left, back, right
+INSTANCES = 3  # true objects that detail and saturation are compared with
+LAST_LINES = 15  # of a failed arm's log
+
+
+class Mistake(Exception):
+    """What was asked for cannot be done; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run. `scale`: classifier-free guidance, None for the recipe's own."""
+
+    representation: str
+    method: str
+    scale: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        scale = "" if self.scale is None else f"-{self.scale:g}"
+        return f"{self.representation}-{self.method}{scale}-seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        scale = "" if self.scale is None else f" {self.scale:g}"
+        return f"{self.method.upper()}{scale} {self.representation}"
+
+    @property
+    def config(self) -> Path:
+        return ROOT / "configs" / f"{self.method}-{self.representation}.yaml"
+
+
+@dataclass
+class Result:
+    """What an arm came to; `error` holds the last lines of one that failed."""
+
+    arm: Arm
+    error: str | None = None
+    video: Path | None = None
+    views: np.ndarray | None = None
+    seconds_per_step: float | None = None
+    detail: float = 0.0
+    saturation: float = 0.0
+    sure: float | None = None
+    object: float | None = None
+    color: float | None = None
+    direction: float | None = None
+    belief: list[tuple[float, float]] = field(default_factory=list)
+    loss: list[tuple[float, float]] = field(default_factory=list)
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def command_of(arm: Arm, options: argparse.Namespace) -> list[str]:
+    """The command line of an arm, which resumes if there is a checkpoint."""
+    trial = trial_of(arm, options.out)
+    given = {
+        "name": "runs",
+        "exp_root_dir": str(options.out),
+        "tag": arm.name,
+        "use_timestamp": "false",
+        "seed": arm.seed,
+        "system.prompt_processor.prompt": json.dumps(options.prompt, ensure_ascii=False),
+        "data.n_val_views": 4,
+        "trainer.val_check_interval": "${even:10}",
+        "trainer.log_every_n_steps": "${even:100}",
+        "checkpoint.every_n_train_steps": "${even:10}",
+        "checkpoint.save_top_k": 1,
+    }
+    if options.steps is not None:
+        given["trainer.max_steps"] = options.steps
+    if arm.scale is not None:
+        given["system.guidance.guidance_scale"] = arm.scale
+    if (trial / "ckpts/last.ckpt").exists():
+        given["resume"] = json.dumps(str(trial / "ckpts/last.ckpt"))
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    return [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "--config",
+        str(arm.config),
+        "--train",
+        *overrides,
+        *options.overrides,
+    ]
+
+
+def trial_of(arm: Arm, out: Path) -> Path:
+    return out / "runs" / arm.name
+
+
+def train(arm: Arm, options: argparse.Namespace) -> str | None:
+    """Train an arm unless it is finished; the last lines of its log if it failed."""
+    done = trial_of(arm, options.out) / "finished.json"
+    if done.exists():
+        return None
+    log = options.out / "logs" / f"{arm.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with subprocess.Popen(
+        command_of(arm, options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        with log.open("wb") as file:
+            while chunk := process.stdout.read1(4096):
+                file.write(chunk)
+                file.flush()
+                sys.stderr.write(chunk.decode(errors="replace"))
+                sys.stderr.flush()
+    if process.returncode == 130:
+        raise KeyboardInterrupt
+    if process.returncode != 0:
+        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+        return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no output"
+    done.write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
+    return None
+
+
+# ---- judging -----------------------------------------------------------------------------------------------
+
+
+def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Result:
+    """Pictures and numbers of a finished arm."""
+    trial = trial_of(arm, out)
+    frames = runs.turntable(trial)
+    video = trial / "turntable.mp4"
+    if not video.exists():
+        page.write_video(video, frames)
+    views = runs.nearest_frames(frames, AZIMUTHS)
+    masks = [object_mask(view) for view in views]
+    logged = {name: points for name, points in runs.curves(trial).items() if name.startswith("train/")}
+    loss = logged.get("train/loss_sds", [])
+    result = Result(
+        arm,
+        video=video,
+        views=views,
+        seconds_per_step=runs.seconds_per_step(loss),
+        detail=_mean(detail(view, mask) for view, mask in zip(views, masks, strict=True)),
+        saturation=_mean(saturation(view, mask) for view, mask in zip(views, masks, strict=True)),
+        loss=[(step, value) for step, value, _ in loss],
+    )
+    if spec is not None:
+        wanted = [captions.Spec(spec.object, spec.color, view=_direction(a)) for a in AZIMUTHS]
+        grades = grader(_channels_first(views))
+        given = score(grades, wanted)
+        result.object, result.color, result.direction = given.object, given.color, given.view
+        result.sure = _sure(grades, spec)
+        result.belief = [
+            (step, _sure(grader(_channels_first(pictures)), spec))
+            for step, pictures in runs.training_views(trial).items()
+        ]
+    return result
+
+
+def _sure(grades: Sequence[Grade], spec: captions.Spec) -> float:
+    """The probability that the grader gives the right object, mean over the views."""
+    return _mean(grade.probabilities["object"][spec.object] for grade in grades)
+
+
+def _direction(azimuth: float) -> str | None:
+    """The view word, None halfway between two."""
+    around = {captions.direction(15.0, azimuth + e) for e in (-1.0, 1.0)}
+    return around.pop() if len(around) == 1 else None
+
+
+def _channels_first(pictures: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+
+
+def _mean(values: object) -> float:
+    return float(np.mean(list(values)))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The object that the prompt asks for, as the arms' cameras see it."""
+
+    video: Path
+    views: np.ndarray
+    detail: float
+    saturation: float
+
+
+def truth_of(spec: captions.Spec, camera: runs.Camera, size: int, out: Path) -> Truth:
+    """Drawn with the camera of the runs, as large as their pictures."""
+    look = {"elevation": camera.elevation, "distance": camera.distance, "fovy": camera.fovy, "size": size}
+    video = out / "truth.mp4"
+    if not video.exists():
+        page.write_video(video, true_views(spec, np.linspace(0, 360, 60), **look), fps=15)
+    instances = [true_views(spec, AZIMUTHS, seed=seed, **look) for seed in range(INSTANCES)]
+    every = [(view, object_mask(view)) for views in instances for view in views]
+    return Truth(
+        video,
+        instances[0],
+        _mean(detail(view, mask) for view, mask in every),
+        _mean(saturation(view, mask) for view, mask in every),
+    )
+
+
+# ---- the page ----------------------------------------------------------------------------------------------
+
+NOTE = """Same seed, cameras and number of steps in every column; the arms differ in the method and the
+guidance scale alone. <b>Object, colour, direction</b>: share of eight views that the toybox grader names
+rightly; <b>sure</b>: the probability it gives the right object. <b>Detail</b>: energy of the fine structure
+inside the outline, 1 is that of the true object; less is over-smoothed, more is noise. <b>Saturation</b>:
+mean of the object's pixels. <b>s / step</b>: median time of a step."""
+
+
+def write(path: Path, options: argparse.Namespace, results: Sequence[Result], truth: Truth | None) -> None:
+    """The page of the arms so far."""
+    steps = "as many steps as the config says" if options.steps is None else f"{options.steps} steps"
+    extra = "".join(f", <code>{html.escape(item)}</code>" for item in options.overrides)
+    body = [f'<p class="note">{steps}{extra}. {html.escape(machine())}.</p>', f'<p class="note">{NOTE}</p>']
+    body.append(page.table(*table_of(results, truth)))
+    for representation in dict.fromkeys(result.arm.representation for result in results):
+        of_it = [result for result in results if result.arm.representation == representation]
+        for seed in dict.fromkeys(result.arm.seed for result in of_it):
+            body.append(f"<h2>{representation}, seed {seed}</h2>")
+            cards = [card_of(result) for result in of_it if result.arm.seed == seed]
+            if truth is not None:
+                cards.insert(0, card("the true object", truth.video, truth.views, "what the prompt asks for"))
+            body.append('<div class="row">' + "".join(cards) + "</div>")
+        body.append(charts_of(representation, of_it))
+    page.write_page(path, page.page(f"SDS and ISM: {options.prompt}", body))
+
+
+def table_of(results: Sequence[Result], truth: Truth | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each method's mean over its seeds, and the true object."""
+    header = ["", "seeds", "object", "sure", "colour", "direction", "detail", "saturation", "s / step"]
+    rows = []
+    for label in dict.fromkeys(result.arm.label for result in results):
+        all_of_it = [result for result in results if result.arm.label == label]
+        good = [result for result in all_of_it if result.error is None]
+        seeds = str(len(good)) if len(good) == len(all_of_it) else f"{len(good)} of {len(all_of_it)}"
+        numbers = [percent(_over(good, name)) for name in ("object", "sure", "color", "direction")]
+        fine = _over(good, "detail")
+        ratio = "–" if fine is None or truth is None else f"{fine / max(truth.detail, 1e-12):.2f}"
+        colourful, pace = _over(good, "saturation"), _over(good, "seconds_per_step")
+        numbers += [
+            ratio,
+            "–" if colourful is None else f"{colourful:.2f}",
+            "–" if pace is None else f"{pace:.2f}",
+        ]
+        rows.append([label, seeds, *numbers])
+    if truth is not None:
+        rows.append(["the true object", "", "", "", "", "", "1.00", f"{truth.saturation:.2f}", ""])
+    return header, rows
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def _over(results: Sequence[Result], name: str) -> float | None:
+    values = [getattr(result, name) for result in results if getattr(result, name) is not None]
+    return _mean(values) if values else None
+
+
+def card_of(result: Result) -> str:
+    if result.error is not None:
+        return (
+            f'<div class="card failed"><h3>{html.escape(result.arm.label)} failed</h3>'
+            f"<pre>{html.escape(result.error)}</pre></div>"
+        )
+    seen = f"object {percent(result.object)}, colour {percent(result.color)}"
+    return card(result.arm.label, result.video, result.views, seen if result.object is not None else "")
+
+
+def card(title: str, video: Path, views: np.ndarray, below: str) -> str:
+    strip = np.concatenate(list(views[SHOWN]), axis=1)
+    return (
+        f'<div class="card"><h3>{html.escape(title)}</h3>'
+        f'<video src="{page.video_uri(video)}" autoplay loop muted playsinline></video>'
+        f'<img src="{page.picture_uri(strip)}" alt="front, left, back, right">'
+        f"<small>{html.escape(below)}</small></div>"
+    )
+
+
+def charts_of(representation: str, results: Sequence[Result]) -> str:
+    """Learning curves of a representation: one line an arm."""
+    many = len({result.arm.seed for result in results}) > 1
+    names = {id(r): f"{r.arm.label}{f', seed {r.arm.seed}' if many else ''}" for r in results}
+    belief = {names[id(r)]: r.belief for r in results if r.belief}
+    loss = {names[id(r)]: r.loss for r in results if r.loss}
+    charts = []
+    if belief:
+        title = f"{representation}: how sure the grader is of the object, by step"
+        charts.append(page.line_chart(title, belief, low=0.0, high=1.0))
+    if loss:
+        charts.append(page.line_chart(f"{representation}: loss of the guidance, by step", loss, log=True))
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def machine() -> str:
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    return f"Python {platform.python_version()}, PyTorch {torch.__version__}, {where}"
+
+
+# ---- command line ------------------------------------------------------------------------------------------
+
+
+def arms_of(options: argparse.Namespace) -> list[Arm]:
+    """All arms, those of the same seed and representation one after the other.
+
+    Raises:
+        Mistake: an unknown method or representation, or a config that is not there.
+    """
+    methods = []
+    for item in options.arms.split(","):
+        method, _, scale = item.strip().partition(":")
+        try:
+            methods.append((method, float(scale) if scale else None))
+        except ValueError:
+            raise Mistake(
+                f"--arms: {scale!r} in {item!r} is no guidance scale. Example: sds:7.5,ism"
+            ) from None
+        if method not in METHODS:
+            raise Mistake(f"--arms: {method!r} is none of {', '.join(METHODS)}. Example: sds:7.5,sds:100,ism")
+    representations = [item.strip() for item in options.representation.split(",")]
+    for item in representations:
+        if item not in REPRESENTATIONS:
+            raise Mistake(f"--representation: {item!r} is none of {', '.join(REPRESENTATIONS)}.")
+    if options.seeds < 1 or (options.steps is not None and options.steps < 1):
+        raise Mistake("--seeds and --steps are whole numbers of at least 1.")
+    arms = [
+        Arm(representation, *method, seed)
+        for representation in representations
+        for seed in range(options.seeds)
+        for method in methods
+    ]
+    missing = sorted({str(arm.config) for arm in arms if not arm.config.exists()})
+    if missing:
+        raise Mistake(f"There is no {', '.join(missing)}.")
+    return arms
+
+
+def remember_settings(options: argparse.Namespace) -> None:
+    """Arms of one page are made alike.
+
+    Raises:
+        Mistake: the folder holds arms that were made with other settings.
+    """
+    file = options.out / "settings.json"
+    settings = {"prompt": options.prompt, "steps": options.steps, "overrides": list(options.overrides)}
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != settings:
+            raise Mistake(f"{options.out} holds arms made with {before}: choose another --out.")
+    else:
+        page.write_page(file, json.dumps(settings, ensure_ascii=False))
+
+
+def parse_prompt(prompt: str) -> captions.Spec | None:
+    """What the toybox knows of a prompt; None if nothing, and then there is no grading."""
+    try:
+        return captions.parse(prompt)
+    except ValueError as error:
+        print(f"No grades, for there is {error}", file=sys.stderr)
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompt", default="a hamburger", help="(%(default)s)")
+    parser.add_argument("--representation", default="gs", help="gs, nerf or gs,nerf (%(default)s)")
+    parser.add_argument(
+        "--arms", default="sds:7.5,sds:100,ism", help="method[:guidance scale], ... (%(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each arm (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of training (the config's)")
+    parser.add_argument("--out", type=Path, help="folder (outputs/compare/PROMPT)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    options = parser.parse_intermixed_args(arguments)
+    options.out = (options.out or ROOT / "outputs/compare" / options.prompt.replace(" ", "_")).resolve()
+    arms, spec = arms_of(options), parse_prompt(options.prompt)
+    remember_settings(options)
+    grader, path, truth = Grader.load(), options.out / "compare.html", None
+    results: list[Result] = []
+    for number, arm in enumerate(arms, start=1):
+        print(f"[{number}/{len(arms)}] {arm.label}, seed {arm.seed}", file=sys.stderr)
+        error = train(arm, options)
+        try:
+            results.append(Result(arm, error) if error else judge(arm, options.out, spec, grader))
+        except FileNotFoundError as missing:  # somebody tidied up
+            results.append(Result(arm, str(missing)))
+        if results[-1].error is None and truth is None and spec is not None:
+            camera = runs.camera_of(trial_of(arm, options.out))
+            truth = truth_of(spec, camera, results[-1].views.shape[1], options.out)
+        write(path, options, results, truth)
+    header, rows = table_of(results, truth)
+    for row in [header, *rows]:
+        print("  ".join(f"{cell:>12}" if k else f"{cell:16}" for k, cell in enumerate(row)))
+    print(path)
+    return 1 if any(result.error for result in results) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (Mistake, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,100 @@
+"""What a run of the command line left in its folder: turntable, views, curves, seconds a step.
+
+Runs save `save/itSTEP-test/FRAME.png`, a turntable from azimuth 0 to 360, and during training
+`save/itSTEP-VIEW.png`. The first square of a picture is its colours; what stands beside it is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import yaml
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Camera:
+    """From where a run's test views are taken: degrees and world units."""
+
+    elevation: float
+    distance: float
+    fovy: float
+
+
+def camera_of(trial: Path) -> Camera:
+    """The camera of the test views, from the run's own config.
+
+    Raises:
+        FileNotFoundError: the run has not started.
+    """
+    data = yaml.safe_load((trial / "configs/parsed.yaml").read_text(encoding="utf-8"))["data"]
+    keys = (("eval_elevation_deg", 15.0), ("eval_camera_distance", 1.5), ("eval_fovy_deg", 70.0))
+    return Camera(*(float(data.get(key, usual)) for key, usual in keys))
+
+
+def read_square(path: Path) -> np.ndarray:
+    """The first square of a picture, [H, H, 3] in [0, 1]."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+    return pixels[:, : pixels.shape[0]]
+
+
+def turntable(trial: Path) -> np.ndarray:
+    """The frames of the latest test, [N, H, H, 3] in [0, 1].
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    folders = [path for path in (trial / "save").glob("it*-test") if path.is_dir()]
+    if not folders:
+        raise FileNotFoundError(f"no test views in {trial / 'save'}")
+    latest = max(folders, key=lambda path: int(re.sub(r"\D", "", path.name)))
+    frames = sorted(latest.glob("*.png"), key=lambda path: int(path.stem))
+    return np.stack([read_square(path) for path in frames])
+
+
+def nearest_frames(frames: np.ndarray, azimuths: list[float]) -> np.ndarray:
+    """The frames of a turntable, 0 to 360 degrees with both ends, that are nearest to some azimuths."""
+    n = len(frames)
+    return frames[[round(azimuth / 360 * (n - 1)) % n for azimuth in azimuths]]
+
+
+def training_views(trial: Path) -> dict[int, np.ndarray]:
+    """The validation views by step, each [N, H, H, 3] in [0, 1]."""
+    found = defaultdict(list)
+    for path in (trial / "save").glob("it*-*.png"):
+        match = re.fullmatch(r"it(\d+)-(\d+)\.png", path.name)
+        if match:
+            found[int(match[1])].append((int(match[2]), path))
+    return {step: np.stack([read_square(path) for _, path in sorted(found[step])]) for step in sorted(found)}
+
+
+def curves(trial: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """What training logged for TensorBoard: name -> (step, value, time in seconds), in order of time."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged = defaultdict(list)
+    for folder in sorted((trial / "tb_logs").glob("version_*"), key=lambda path: path.stat().st_mtime):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            logged[name] += [(event.step, event.value, event.wall_time) for event in events.Scalars(name)]
+    return dict(logged)
+
+
+def seconds_per_step(points: list[tuple[int, float, float]]) -> float | None:
+    """The median over the steps between logged points; None where there are fewer than two.
+
+    Pauses (validation, a restart) are few, so they do not move the median.
+
+    >>> seconds_per_step([(0, 0.0, 10.0), (10, 0.0, 15.0), (20, 0.0, 95.0), (30, 0.0, 100.0)])
+    0.5
+    """
+    paces = [(b[2] - a[2]) / (b[0] - a[0]) for a, b in pairwise(points) if b[0] > a[0]]
+    return median(paces) if paces else None
