@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from threestudio.models.materials.diffuse_with_point_light_material import Diffu
 from threestudio.models.materials.no_material import NoMaterial
 from threestudio.models.renderers.nerf_volume_renderer import NeRFVolumeRenderer
 from threestudio.utils.errors import ConfigValueError
+from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.ops import get_ray_directions, get_rays, look_at_c2w
 
 
@@ -261,6 +263,11 @@ def test_a_tiny_nerf_learns_a_colour(normal_type):
 def test_mistakes(config, words):
     with pytest.raises(ConfigValueError, match=words):
         renderer_of(Ball({}), **config)
+
+
+def test_memory_is_kept_where_the_c_library_can():
+    libc = platform.libc_ver()[0]
+    assert keep_freed_memory() == (libc == "glibc")
 
 
 def test_lit_materials_need_normals():
