@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import threestudio
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraIterableDataset
@@ -16,6 +17,7 @@ from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.geometry.implicit_volume import ImplicitVolume
 from threestudio.models.materials.diffuse_with_point_light_material import DiffuseWithPointLightMaterial
 from threestudio.models.materials.no_material import NoMaterial
+from threestudio.models.renderers import nerf_volume_renderer
 from threestudio.models.renderers.nerf_volume_renderer import NeRFVolumeRenderer
 from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.memory import keep_freed_memory
@@ -193,10 +195,11 @@ def test_empty_space_is_skipped_and_the_picture_stays():
     assert (few["density"] > 0).all()
 
 
-def test_evaluation_in_chunks_is_the_same():
+def test_evaluation_in_chunks_is_the_same(monkeypatch):
     batch = batch_of(1)
     material = DiffuseWithPointLightMaterial({}).eval()
     whole = renderer_of(Ball({}), material, eval_chunk_size=0).eval()(**batch)
+    monkeypatch.setattr(nerf_volume_renderer, "_EVAL_RAYS", 10)
     parts = renderer_of(Ball({}), material, eval_chunk_size=100).eval()(**batch)
     for key, value in whole.items():
         torch.testing.assert_close(parts[key], value)
@@ -275,3 +278,55 @@ def test_lit_materials_need_normals():
     with pytest.raises(ConfigValueError, match=r"needs normals.*geometry\.normal_type"):
         renderer_of(geometry, DiffuseWithPointLightMaterial({}))
     renderer_of(geometry, NoMaterial({}))
+
+
+STOCK = """
+# geometry to renderer of threestudio's DreamFusion config, all keys and values
+geometry:
+  radius: 2.0
+  normal_type: analytic
+  density_bias: blob_magic3d
+  density_activation: softplus
+  density_blob_scale: 10.
+  density_blob_std: 0.5
+  pos_encoding_config:
+    otype: ProgressiveBandHashGrid
+    n_levels: 16
+    n_features_per_level: 2
+    log2_hashmap_size: 19
+    base_resolution: 16
+    per_level_scale: 1.447269237440378
+    start_level: 8
+    start_step: 2000
+    update_steps: 500
+material:
+  ambient_only_steps: 2001
+  albedo_activation: sigmoid
+background:
+  color_activation: sigmoid
+renderer:
+  radius: ${geometry.radius}
+  num_samples_per_ray: 512
+"""
+
+
+def test_a_stock_config_draws_a_ball():
+    """At first there is Magic3D's ball: radius 0.5, seen from 2.5, 28 % of the picture, with a soft rim."""
+    torch.manual_seed(0)
+    cfg = OmegaConf.create(STOCK)
+    geometry = threestudio.find("implicit-volume")(cfg.geometry)
+    material = threestudio.find("diffuse-with-point-light-material")(cfg.material)
+    background = threestudio.find("neural-environment-map-background")(cfg.background)
+    renderer = threestudio.find("nerf-volume-renderer")(
+        cfg.renderer, geometry=geometry, material=material, background=background
+    )
+    for part in (renderer, geometry, material, background):
+        part.eval()
+    with torch.no_grad():
+        out = renderer(**batch_of(1, size=24))
+    opacity = out["opacity"][0, :, :, 0]
+    assert opacity[12, 12] > 0.99 and opacity[0, 0] < 0.05
+    assert 0.18 < (opacity > 0.5).float().mean() < 0.28
+    # the rim is met at 2.05; behind it the density is 20 s, so light goes as exp(-10 s^2), 0.28 on average
+    assert out["depth"][0, 12, 12].item() == pytest.approx(2.33, abs=0.1)
+    assert not out["comp_normal"].requires_grad

@@ -23,6 +23,7 @@ _OCCUPANCY_RESOLUTION = 32
 _EARLY_STOP = 1e-4
 _LEAST_ALPHA = 0.01
 _PERTURBATION = 1e-2
+_EVAL_RAYS = 2**15  # traced at once in evaluation: a large picture has too many samples for the memory
 
 
 @threestudio.register("nerf-volume-renderer")
@@ -126,57 +127,72 @@ class NeRFVolumeRenderer(VolumeRenderer):
             ray_indices [N], and what the geometry said of them (density, features, normal, ...);
             normal_perturb [N, 3] if asked for.
         """
-        batch_size, height, width = rays_o.shape[:3]
-        n_rays = batch_size * height * width
-        origins, directions = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
+        image_shape = rays_o.shape[:3]
+        rays = [
+            rays_o.reshape(-1, 3),
+            rays_d.reshape(-1, 3),
+            light_positions.reshape(-1, 1, 1, 3).expand(rays_o.shape).reshape(-1, 3),
+        ]
+        if self.training:
+            per_ray, per_sample = self._trace(*rays, **kwargs)
+        else:
+            pieces = zip(*(part.split(_EVAL_RAYS) for part in rays), strict=True)
+            parts = [self._trace(*piece)[0] for piece in pieces]
+            per_ray = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            per_sample = {}
+        out = {key: values.view(*image_shape, -1) for key, values in per_ray.items()}
+        out["comp_rgb_bg"] = self._in_chunks(self.background, dirs=rays_d)
+        behind = out["comp_rgb_bg"] if bg_color is None else _as_picture(bg_color, image_shape)
+        out["comp_rgb"] = out["comp_rgb_fg"] + behind * (1 - out["opacity"])
+        return {**out, **per_sample}
+
+    def _trace(
+        self, origins: Tensor, directions: Tensor, lights: Tensor, **kwargs: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `forward` gives of each ray [R, .] and of each sample [N, .], background apart.
+
+        Args:
+            origins, directions, lights: of each ray [R, 3].
+            kwargs: for the material.
+        """
+        n_rays = len(origins)
         samples = self._sample(origins, directions).at_least_one()
         ray = samples.ray_indices
         t_points, t_dirs = samples.t_middles[:, None], directions[ray]
         points = origins[ray] + t_dirs * t_points
-        lights = light_positions.reshape(-1, 3)[ray // (height * width)]
-
         geo_out = self._in_chunks(self.geometry, points, output_normal=self.material.requires_normal)
         colors = self._in_chunks(
             self.material,
             viewdirs=t_dirs,
             positions=points,
-            light_positions=lights,
+            light_positions=lights[ray],
             **geo_out,
-            **(kwargs if self.training else {}),
+            **kwargs,
         )
-        background = self._in_chunks(self.background, dirs=rays_d)
         weights = weights_and_visibility(geo_out["density"][:, 0], samples, n_rays)[0][:, None]
-
-        def image(values: Tensor) -> Tensor:
-            return values.view(batch_size, height, width, -1)
-
         opacity = sum_along_rays(weights, samples, n_rays)
-        out = {
-            "comp_rgb_fg": image(sum_along_rays(weights * colors, samples, n_rays)),
-            "comp_rgb_bg": background,
-            "opacity": image(opacity),
-            "depth": image(sum_along_rays(weights * t_points, samples, n_rays)),
-            "z_variance": image(_z_variance(weights, t_points, opacity, samples)),
+        per_ray = {
+            "comp_rgb_fg": sum_along_rays(weights * colors, samples, n_rays),
+            "opacity": opacity,
+            "depth": sum_along_rays(weights * t_points, samples, n_rays),
+            "z_variance": _z_variance(weights, t_points, opacity, samples),
         }
-        behind = background if bg_color is None else _as_picture(bg_color, rays_o)
-        out["comp_rgb"] = out["comp_rgb_fg"] + behind * (1 - out["opacity"])
         if "normal" in geo_out and (not self.training or self.cfg.return_comp_normal):
             normal = F.normalize(sum_along_rays(weights * geo_out["normal"], samples, n_rays), dim=-1)
-            out["comp_normal"] = image((normal + 1) / 2 * opacity)
-        if self.training:
-            out |= {
-                "weights": weights,
-                "t_points": t_points,
-                "t_intervals": samples.lengths[:, None],
-                "t_dirs": t_dirs,
-                "ray_indices": ray,
-                "points": points,
-                **geo_out,
-            }
-            if "normal" in geo_out and self.cfg.return_normal_perturb:
-                near_by = points + torch.randn_like(points) * _PERTURBATION
-                out["normal_perturb"] = self.geometry(near_by, output_normal=True)["normal"]
-        return out
+            per_ray["comp_normal"] = (normal + 1) / 2 * opacity
+        per_sample = {
+            "weights": weights,
+            "t_points": t_points,
+            "t_intervals": samples.lengths[:, None],
+            "t_dirs": t_dirs,
+            "ray_indices": ray,
+            "points": points,
+            **geo_out,
+        }
+        if self.training and "normal" in geo_out and self.cfg.return_normal_perturb:
+            near_by = points + torch.randn_like(points) * _PERTURBATION
+            per_sample["normal_perturb"] = self.geometry(near_by, output_normal=True)["normal"]
+        return per_ray, per_sample
 
     def _in_chunks(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """The function's answer; in evaluation asked in pieces, which bounds the memory."""
@@ -239,18 +255,17 @@ def _z_variance(weights: Tensor, t_points: Tensor, opacity: Tensor, samples: Sam
     return sum_along_rays(share * off, samples, n_rays) * (opacity > 0.5)
 
 
-def _as_picture(color: Tensor, rays_o: Tensor) -> Tensor:
+def _as_picture(color: Tensor, image_shape: torch.Size) -> Tensor:
     """A colour for each image [B, C], or each pixel [B, H, W, C], as something that fits [B, H, W, C].
 
     Raises:
         ValueError: another shape.
     """
-    batch_size, height, width = rays_o.shape[:3]
-    if color.shape[:-1] == (batch_size,):
+    if color.shape[:-1] == image_shape[:1]:
         return color[:, None, None, :]
-    if color.shape[:-1] == (batch_size, height, width):
+    if color.shape[:-1] == image_shape:
         return color
     raise ValueError(
-        f"bg_color is [B, C] or [B, H, W, C] with B, H, W = {batch_size}, {height}, {width}, not "
+        f"bg_color is [B, C] or [B, H, W, C] with B, H, W = {', '.join(map(str, image_shape))}, not "
         f"{list(color.shape)}."
     )
