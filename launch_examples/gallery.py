@@ -6,8 +6,8 @@
     python launch_examples/gallery.py --config configs/sds-gs.yaml trainer.max_steps=300
 
 Leaves gallery.png (front, left, back and right of every asset) and gallery.md (a table) in --out, beside the
-runs. A prompt that is finished is not trained again. Exit status 1 if fewer than nine tenths of the assets are
-right: object and colour in at least seven of eight views.
+runs. A prompt that is finished is not trained again. Exit status 1 if fewer than nine tenths of the assets
+are right: object and colour in at least seven of eight views.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from diffusers import AutoencoderTiny
 from transformers import CLIPTokenizer
 
 from toybox import captions, dataset, latents
-from toybox.train_unet import BATCH, CHANNELS, Denoiser, UnetJob, make_scheduler, train_unet
+from toybox.train_unet import BATCH, CHANNELS, PEAK_RATE, Denoiser, UnetJob, make_scheduler, train_unet
 from toybox.train_vae import make_vae, train_decoder, train_vae
 from toybox.training import Ema
 
@@ -207,6 +207,7 @@ def stage_unet(options: argparse.Namespace) -> None:
         batch=options.batch or BATCH,
         start=options.start,
         compiled=options.compile,
+        rate=options.rate,
     )
     train_unet(job, options.processes)
 
@@ -268,6 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
         type=int,
         default=min(os.cpu_count() or 1, 8),
         help="of the unet stage, which share a batch (%(default)s)",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=PEAK_RATE, help="unet: learning rate at its peak (%(default)s)"
     )
     parser.add_argument(
         "--no-compile",

@@ -3,8 +3,10 @@
 Noise prediction on Stable Diffusion's schedule, weights from min-SNR (Hang et al. 2023, arXiv 2303.09556,
 gamma 5), timesteps stratified over the batch, captions dropped for classifier-free guidance.
 
-What makes it quick on a CPU: one process a core instead of threads, a compiled network (together three times
-the pictures a second), and Muon (at the same time a tenth less loss than AdamW).
+What makes it quick on a CPU: one process a core instead of threads, and a compiled network (together three
+times the pictures a second). The optimizer is AdamW on purpose: with Muon the loss is a tenth lower after as
+long, but the samples are worse by far (the grader names the object of 47 in 100 after 410,000 pictures, where
+AdamW had 89 after 186,000).
 """
 
 from __future__ import annotations
@@ -21,16 +23,15 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from toybox import captions, latents, parallel
-from toybox.muon import MuonWithAdamW
 from toybox.tokenizer import MAX_LENGTH, check_single_tokens, make_tokenizer, save_tokenizer
-from toybox.training import Ema, Run, warm_cosine
+from toybox.training import Ema, Run, set_rate, warm_cosine
 
-MUON_RATE, ADAM_RATE = 0.02, 1e-3  # of the network's inner matrices, and of all else
+PEAK_RATE = 1e-3
 BATCH = 128  # of all processes together
 SNR_GAMMA = 5.0
 DROP_CAPTION, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.40  # the colour only where it is the object's own
 TEXT_WIDTH = 192
-CHANNELS = (96, 160, 192)  # of the denoiser where the latents are 16x16, 8x8 and 4x4
+CHANNELS = (64, 128, 192)  # of the denoiser where the latents are 16x16, 8x8 and 4x4
 SHEET_EVERY = 900.0  # seconds
 
 SHEET_PROMPTS = (
@@ -121,7 +122,11 @@ class Denoiser(nn.Module):
         """Take the weights of a finished prior of the same architecture."""
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        self.unet.load_state_dict(unet.state_dict())
+        missing, unexpected = self.unet.load_state_dict(unet.state_dict(), strict=False)
+        if unexpected or not all(name.startswith("add_embedding.") for name in missing):
+            raise ValueError(f"{folder} is no prior of this architecture: {[*missing, *unexpected][:3]}, ...")
+        if missing:  # made before the text came in pooled as well: that path begins at zero
+            nn.init.zeros_(self.unet.add_embedding.norm2.weight)
         self.text_encoder.load_state_dict(text_encoder.state_dict())
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -219,6 +224,7 @@ class UnetJob:
         batch: pictures a step, in equal parts for each of the processes.
         start: a finished prior whose weights and tokenizer a new run begins with.
         compiled: compile the network first, which takes two minutes once.
+        rate: learning rate at its peak.
     """
 
     cache: Path
@@ -232,6 +238,7 @@ class UnetJob:
     seed: int = 0
     start: Path | None = None
     compiled: bool = False
+    rate: float = PEAK_RATE
 
 
 def train_unet(job: UnetJob, processes: int = 1) -> None:
@@ -256,7 +263,9 @@ def _train(rank: int, job: UnetJob) -> None:
     model.unet.set_attn_processor(AttnProcessor())  # on CPU 11% of a step faster than fused attention
     network = torch.compile(model) if job.compiled else model
     ema = Ema(model, 0.998)
-    optimizer = MuonWithAdamW(model, MUON_RATE, ADAM_RATE, plain=("unet.conv_in.", "unet.conv_out."))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=job.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     rng = np.random.default_rng(job.seed)
     run = Run("unet", job.folder / "unet.pt", parts, rng, job.minutes, job.steps, job.stop_after)
@@ -265,7 +274,7 @@ def _train(rank: int, job: UnetJob) -> None:
         # Draws are a function of seed, step and process, so that a resumed run repeats them.
         rng = np.random.default_rng([job.seed, step, rank])
         torch.manual_seed(int(rng.integers(2**63)))
-        optimizer.set_rate(warm_cosine(run.fraction, warm=0.01))
+        set_rate(optimizer, job.rate * warm_cosine(run.fraction, warm=0.01))
         rows = rng.integers(len(values), size=share)
         x0 = torch.from_numpy(values[rows, rng.integers(values.shape[1], size=share)].astype(np.float32))
         ids = tokens([training_caption(labels[i], rng) for i in rows])

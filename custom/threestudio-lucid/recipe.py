@@ -29,6 +29,7 @@ PUBLISHED: dict[str, Any] = {
     "batch_size": 4,
     # size of the object and of the cloud; world units
     "init_radius": 0.5,
+    "init_scale": 1.0,  # of a Gaussian, in distances to its neighbours
     "capacity": 1_000_000,
     # learning rates: one number, or first and last (geometric in between)
     "lr_means": [5.6e-4, 5.6e-6],
@@ -74,10 +75,9 @@ PUBLISHED: dict[str, Any] = {
     # regularisers
     "lambda_tv": 1.0,
     "lambda_scale": 1.0,
-    # not the paper's: for pixels to be opaque or empty (one weight, or first and last); for what no view needs
-    # to fade
-    "lambda_opaque": 0.0,
-    "lambda_opacity": 0.0,
+    # not the paper's
+    "lambda_opaque": 0.0,  # for pixels to be opaque or empty; one weight, or first and last
+    "lambda_opacity": 0.0,  # for Gaussians that no view needs to fade
     # density control; from, until and the intervals are parts of the run
     "density_start": 0.02,
     "density_until": 0.6,
@@ -88,6 +88,13 @@ PUBLISHED: dict[str, Any] = {
     "prune_opacity": 0.005,
     "prune_scale": 0.35,
     "prune_scale_after": 0.06,
+    # NeRFs; here the numbers are threestudio's for Stable Diffusion
+    "nerf_steps": 10_000,
+    "nerf_batch_size": 1,
+    "nerf_levels": 16,  # of the hash grid; each has cells 1.447 times as fine as the last, from 1/16
+    "nerf_log2_hashmap_size": 19,
+    "nerf_samples": 512,  # along the box's diagonal
+    "nerf_eval_size": 512,
 }
 
 
