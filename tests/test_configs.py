@@ -1,4 +1,4 @@
-"""Every config that ships: it parses, trains, repeats itself, refuses what it does not know."""
+"""Every config of Gaussians that ships: it parses, trains, repeats itself, refuses what it does not know."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,9 @@ import threestudio_lucid  # noqa: F401  (its resolvers and classes)
 from threestudio.utils.config import load_config, parse_structured
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(ROOT.glob("configs/*.yaml")) + sorted(ROOT.glob("custom/threestudio-lucid/configs/*.yaml"))
+CONFIGS = sorted(ROOT.glob("configs/*-gs.yaml")) + sorted(
+    ROOT.glob("custom/threestudio-lucid/configs/*.yaml")
+)
 BY_NAME = pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 
 # Small and short, but every part of a run takes part: density control, relaxation, disparity.
