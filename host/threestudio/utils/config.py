@@ -375,6 +375,8 @@ def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
         if is_user_error(error):
             error.args = (section.prefix(str(error)), *error.args[1:])
             raise
+        if (wrong := _wrong_type(fields, values)) is not None:
+            raise _type_error(section, fields, values, wrong) from error
         if isinstance(error, TypeError) and "missing" not in str(error):
             raise
         raise ConfigValueError(section.prefix(str(error))) from error
@@ -443,6 +445,17 @@ def _reject_unknown_keys(section: _Section, fields: Any, values: dict[str, Any])
         f"Unknown key{'s' * (len(unknown) > 1)} {said} in {section}.{hint}\n"
         f"Its keys: {', '.join(sorted(known)) or '(none)'}."
     )
+
+
+def _wrong_type(fields: Any, values: dict[str, Any]) -> OmegaConfBaseException | None:
+    """omegaconf's error for a value of the wrong type, which a check in ``__post_init__`` stumbled over."""
+    parsed = OmegaConf.structured(fields)  # of the class: nothing is checked yet
+    for key, value in values.items():
+        try:
+            parsed[key] = value
+        except OmegaConfBaseException as error:
+            return error
+    return None
 
 
 def _type_error(
