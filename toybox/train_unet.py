@@ -271,7 +271,7 @@ def check_gradients(network: nn.Module, model: Denoiser, *batch: torch.Tensor) -
         with torch.autocast("cpu", torch.bfloat16):
             forward(*batch).float().square().mean().backward()
         parts = (model.text_encoder, model.unet.down_blocks, model.unet.mid_block, model.unet.up_blocks)
-        found.append([torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts])
+        found.append([torch.cat([_gradient(p) for p in part.parameters()]) for part in parts])
     model.zero_grad(set_to_none=True)
     cosines = [F.cosine_similarity(a, b, dim=0).item() for a, b in zip(*found, strict=True)]
     if min(cosines) < 0.9:
@@ -279,6 +279,10 @@ def check_gradients(network: nn.Module, model: Denoiser, *batch: torch.Tensor) -
             f"compiled gradients differ from the model's (cosines {cosines} of text encoder, down, middle "
             "and up blocks): train with --no-compile"
         )
+
+
+def _gradient(p: nn.Parameter) -> torch.Tensor:
+    return torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
 
 
 def _train(rank: int, job: UnetJob) -> None:

@@ -12,6 +12,7 @@ from toybox.train_unet import (
     Denoiser,
     TokenCache,
     UnetJob,
+    check_gradients,
     loss_weight,
     make_scheduler,
     sample,
@@ -302,6 +303,20 @@ def test_train_sample_and_export(cache, encoded, tmp_path):
         exported = pipeline.unet(x, 500, encoder_hidden_states=text).sample
         own = resumed.eval()(x, torch.tensor([500]), ids)
     torch.testing.assert_close(exported, own, atol=5e-3, rtol=0)
+
+
+def test_a_compiler_that_loses_gradients_is_caught():
+    torch.manual_seed(0)
+    model = Denoiser(make_tokenizer(["red"]), channels=TINY)
+    batch = torch.randn(2, 16, 16, 16), torch.tensor([10, 700]), torch.tensor([[0, 1, 2]] * 2)
+    check_gradients(model, model, *batch)
+
+    def forgets_the_text(x_t, t, ids):
+        text = model.text_encoder(input_ids=ids)[0].detach()
+        return model.unet(x_t, t, encoder_hidden_states=text).sample
+
+    with pytest.raises(RuntimeError, match="--no-compile"):
+        check_gradients(forgets_the_text, model, *batch)
 
 
 def test_sampler_follows_the_schedule_with_a_perfect_denoiser():
