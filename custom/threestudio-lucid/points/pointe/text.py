@@ -1,0 +1,87 @@
+"""Text vectors by CLIP's text model with its projection (transformers), and a closed list of words."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import UserError, closest
+
+CLIP = "openai/clip-vit-large-patch14"
+
+
+class TextVectors:
+    """Prompts to unit vectors. Its dtype is float32."""
+
+    def __init__(self, tokenizer: Any, model: Any):
+        """`tokenizer`: CLIPTokenizer, `model`: CLIPTextModelWithProjection."""
+        self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls, tokenizer: str | Path, model: str | Path, device: torch.device | str = "cpu"
+    ) -> TextVectors:
+        """From folders or hub ids; a whole CLIP model will do, its half for pictures is left out.
+
+        Raises:
+            UserError: it is not there, cannot be fetched, or is damaged.
+        """
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+        local = Path(model).is_dir()
+        try:
+            words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=local)
+            encoder = CLIPTextModelWithProjection.from_pretrained(
+                model, dtype=torch.float32, use_safetensors=True, local_files_only=local
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"The text encoder {model} cannot be loaded ({reason}). Point-E's is {CLIP} on the hub: "
+                f"`hf download {CLIP}`, or give a folder that holds it."
+            ) from error
+        return cls(words, encoder.to(device))
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Vectors [n, D] of length 1; what is too long is cut."""
+        ids = self.tokenizer(
+            list(prompts),
+            padding=True,
+            truncation=True,
+            max_length=self.model.config.max_position_embeddings,
+            return_tensors="pt",
+        ).input_ids
+        return F.normalize(self.model(input_ids=ids.to(self.model.device)).text_embeds.float(), dim=-1)
+
+
+def known_words(prompt: str, vocabulary: Iterable[str], who: str) -> str:
+    """The prompt in the form that a closed vocabulary was taught: lower case, commas, nothing else.
+
+    Args:
+        who: whose vocabulary it is, for the message.
+
+    Raises:
+        UserError: a word is not in the vocabulary; names it, its neighbours, all words, and what to do.
+    """
+    known = sorted(vocabulary)
+    parts = [re.findall(r"[\w'-]+", part) for part in prompt.lower().split(",")]
+    words = [word for part in parts for word in part]
+    unknown = [word for word in dict.fromkeys(words) if word not in known]
+    if unknown or not words:
+        near = {word: closest(word, known) for word in unknown}
+        hints = [f"{w!r}" + (f" (did you mean {' or '.join(n)}?)" if n else "") for w, n in near.items()]
+        listed = textwrap.fill(" ".join(known), 100, initial_indent="  ", subsequent_indent="  ")
+        raise UserError(
+            f"{who} does not know {', '.join(hints) or 'what an empty prompt asks for'}.\n"
+            f"It knows these words and no others:\n{listed}\n"
+            "Say it with them, take Point-E's public model, or start from a shape such as shape:ball."
+        )
+    return ", ".join(" ".join(part) for part in parts if part)
