@@ -22,6 +22,7 @@ _REGISTERING = (
     "data.cameras",
     "gaussians.geometry",
     "renderers.gaussian",
+    "systems.swap",
     "systems.lucid_dreamer",
     "exporters.ply",
     "exporters.mesh",

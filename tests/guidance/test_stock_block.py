@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from test_guidance import batch, pictures
@@ -11,6 +9,7 @@ from test_guidance import batch, pictures
 import threestudio
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.guidance import stock
+from threestudio_lucid.guidance.cards import find_card
 
 BLOCK = {
     "guidance_scale": 100.0,
@@ -46,28 +45,40 @@ def test_a_step_with_threestudios_prompt_processor(make, stock_prompt):
     assert rgb.grad.isfinite().all() and rgb.grad.norm() > 0
 
 
-def test_what_is_left_out_is_named_once(make, caplog):
-    logger = logging.getLogger("pytorch_lightning")
-    logger.propagate = True
-    with caplog.at_level(logging.INFO, logger="pytorch_lightning"):
-        guidance = make(use_sjc=True)
-    lines = [r.getMessage() for r in caplog.records if "stable-diffusion-guidance" in r.getMessage()]
+def test_what_is_left_out_is_named_once(make, monkeypatch):
+    told = []
+    monkeypatch.setattr(threestudio, "info", told.append)
+    guidance = make(use_sjc=True)
+    lines = [line for line in told if "stable-diffusion-guidance" in line]
     assert len(lines) == 1 and "left out: use_sjc, weighting_strategy" in lines[0]
     assert guidance.prior.dtype == torch.float32
-    assert "guidance_scale 100 is" in lines[0]
+    assert "guidance_scale 100 is 7.5" in lines[0]
 
 
 @pytest.mark.parametrize(
     ("name", "scale", "ours"),
     [
-        ("lucid-ism-guidance", 100.0, None),  # SDS's usual scale: the card's, which is ISM's usual one
+        ("lucid-ism-guidance", 100.0, 7.5),  # SDS's usual scale: the recipe's, which is ISM's usual one
         ("lucid-ism-guidance", 20.0, 21.0),  # text + 20 (text - uncond)
         ("lucid-sds-guidance", 100.0, 101.0),
     ],
 )
 def test_guidance_scale(make, name, scale, ours):
-    guidance = make(name, guidance_scale=scale)
-    assert guidance.guidance_scale == (guidance.prior.card.guidance_scale if ours is None else ours)
+    assert make(name, guidance_scale=scale).guidance_scale == ours
+
+
+@pytest.mark.parametrize(("name", "ours"), [("lucid-ism-guidance", 7.5), ("lucid-sds-guidance", 101.0)])
+def test_no_scale_is_threestudios_default(saved_priors, name, ours):
+    block = {"pretrained_model_name_or_path": str(saved_priors["kl"])}
+    assert threestudio.find(name)(block).guidance_scale == ours
+
+
+def test_the_bundled_priors_scale_is_that_of_its_recipe(root):
+    """Its card's, which is for sampling, is another."""
+    mini = find_card(str(root / "custom/threestudio-lucid/priors/mini"))
+    block = stock.StockKeys(pretrained_model_name_or_path=mini.path)
+    block.guidance_scale = 100.0
+    assert stock.scale_of(block, mini, keeps_sds_scale=False) == 7.5 != mini.guidance_scale
 
 
 def test_our_own_block_keeps_its_scale(saved_priors):

@@ -122,9 +122,7 @@ class LucidGuidance(BaseObject):
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
-        self.guidance_scale: float = stock.scale_of(
-            self.cfg, card.guidance_scale, keeps_sds_scale=self.keeps_sds_scale
-        )
+        self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
         self._empty: Tensor | None = None

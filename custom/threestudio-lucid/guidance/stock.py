@@ -6,10 +6,12 @@ So that `system.guidance_type=lucid-ism-guidance` alone turns a config of SDS in
     half_precision_weights          true: the card's dtype; false: float32
     min_step_percent, max_step_percent, grad_clip   mean the same, schedules too
     guidance_scale                  s in text + s (text - uncond), ours is s + 1; but 100, what SDS is usually
-                                    run with, stands for what our objective is usually run with
+                                    run with, stands for what our objective is usually run with: the
+                                    guidance_scale of the prior's recipe
     the rest                        belongs to SDS or to speed, and is named in the log and left out
 
-A key that neither knows is an error, as ever.
+A key that neither knows is an error, as ever. The way back, from a block of ours to threestudio's classes, is
+in `swap`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Optional
 
 from ..errors import UserError
+from ..recipe import find_recipe
+from .cards import Card
 
 SDS_SCALE = 100.0
 """threestudio's default, and what nearly all its configs say."""
@@ -103,20 +107,19 @@ def _is_cached(repository: str) -> bool:
     return isinstance(try_to_load_from_cache(repository, "unet/config.json"), str)
 
 
-def scale_of(cfg: Any, usual: float, *, keeps_sds_scale: bool) -> float:
+def scale_of(cfg: Any, card: Card, *, keeps_sds_scale: bool) -> float:
     """g of uncond + g (text - uncond).
 
     Args:
-        usual: what the prior's card says.
+        card: of the prior; what it says stands for null in a block of ours.
         keeps_sds_scale: whether the objective is SDS, so that its usual scale stays.
     """
-    if cfg.guidance_scale is None:
-        return usual
     if not given_keys(cfg):
-        return cfg.guidance_scale
-    if cfg.guidance_scale == SDS_SCALE and not keeps_sds_scale:
-        return usual
-    return cfg.guidance_scale + 1.0
+        return card.guidance_scale if cfg.guidance_scale is None else cfg.guidance_scale
+    scale = SDS_SCALE if cfg.guidance_scale is None else cfg.guidance_scale
+    if scale == SDS_SCALE and not keeps_sds_scale:
+        return find_recipe(card.path)["guidance_scale"]
+    return scale + 1.0
 
 
 def report(cfg: Any, scale: float) -> str | None:

@@ -41,13 +41,14 @@ from .density import DensityConfig
 from .record import Record
 from .regularizers import opacity_entropy, total_variation
 from .sheet import azimuth_label, contact_sheet
+from .swap import GuidanceSwap
 
 # How many steps in a row may lack finite gradients before a run gives up.
 PATIENCE = 10
 
 
 @threestudio.register("lucid-dreamer-system")
-class LucidDreamerSystem(BaseLift3DSystem):
+class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     """Optimises `lucid-gaussian-splatting` through any guidance that takes pictures and prompts."""
 
     @dataclass
@@ -362,9 +363,8 @@ def _is_scalar(value: Any) -> bool:
 
 def _prior_name(guidance: Any) -> str:
     """The prior by its card's name, or as the config names it where it cannot be found (any more)."""
-    if "prior" not in guidance:
-        return str(guidance.get("pretrained_model_name_or_path", ""))
+    name = str(guidance.get("prior", guidance.get("pretrained_model_name_or_path", "")))
     try:
-        return find_card(guidance.prior).name
+        return find_card(name).name
     except UserError:
-        return str(guidance.prior)
+        return name

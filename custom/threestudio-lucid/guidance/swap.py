@@ -1,0 +1,73 @@
+"""The way back: a guidance block of ours, read by threestudio's own guidances.
+
+So that `system.guidance_type=stable-diffusion-guidance` alone turns a config of ours into one of
+threestudio's SDS, with the same prior, timesteps and strength:
+
+    prior                   is pretrained_model_name_or_path
+    dtype                   float32: half_precision_weights false; float16: true
+    guidance_scale          g in uncond + g (text - uncond), theirs is g - 1
+    max_step_percent_end, warmup_steps
+                            the schedule [0, max_step_percent, max_step_percent_end, warmup_steps] of
+                            max_step_percent
+    grad_scale              a factor on loss.lambda_sds
+    the rest                belongs to ISM, and is named in the log and left out
+
+Keys that both have stay as they are; null leaves theirs its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .cards import find_card
+
+
+def translate(
+    block: Mapping[str, Any], own: Collection[str], theirs: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A block of ours for a class with the keys `theirs`.
+
+    Args:
+        own: the keys of our classes. Keys that neither has are kept, for the class to refuse.
+
+    Returns:
+        the block, and what was left out.
+    """
+    kept = {k: v for k, v in block.items() if (k in theirs and v is not None) or k not in {*own, *theirs}}
+    moved = {}
+    if "prior" in block and "pretrained_model_name_or_path" in theirs:
+        moved["pretrained_model_name_or_path"] = find_card(block["prior"]).path
+    if block.get("dtype") in ("float32", "float16") and "half_precision_weights" in theirs:
+        moved["half_precision_weights"] = block["dtype"] == "float16"
+    if kept.get("guidance_scale") is not None:
+        moved["guidance_scale"] = max(kept["guidance_scale"] - 1.0, 0.0)
+    if "max_step_percent" in theirs and (timesteps := _highest_timestep(block)) is not None:
+        moved["max_step_percent"] = timesteps
+    translated = {"prior", "dtype", "max_step_percent_end", "warmup_steps", "grad_scale", "seed"}
+    left_out = [
+        key for key, value in block.items() if key in own and key not in {*theirs, *translated} and value
+    ]
+    return {**kept, **moved}, left_out
+
+
+def _highest_timestep(block: Mapping[str, Any]) -> list[float] | None:
+    """max_step_percent as a schedule that ends with the warm-up, where the block says where it ends."""
+    high, end = block.get("max_step_percent"), block.get("max_step_percent_end")
+    steps = block.get("warmup_steps")
+    if end is None or not steps or not (high is None or isinstance(high, int | float)):
+        return None
+    return [0, float(high if high is not None else 0.98), float(end), int(steps)]
+
+
+def weigh(weight: Any, factor: float) -> Any:
+    """A weight of a loss times `factor`: a number, or a schedule's values.
+
+    >>> weigh(4, 0.5), weigh([0, 1.0, 3.0, 100], 0.5), weigh([1.0, 3.0, 100], 0.5)
+    (2.0, [0, 0.5, 1.5, 100], [0.5, 1.5, 100])
+    """
+    if isinstance(weight, int | float):
+        return weight * factor
+    entries = list(weight)
+    values = {0, 1} if len(entries) == 3 else {1, *range(2, len(entries), 2)}
+    return [entry * factor if i in values else entry for i, entry in enumerate(entries)]
