@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="of the unet stage, which share a batch (%(default)s)",
     )
     parser.add_argument(
-        "--rate", type=float, default=PEAK_RATE, help="unet: learning rate at its peak (%(default)s)"
+        "--rate", type=float, default=PEAK_RATE, help="unet: Muon's learning rate at its peak (%(default)s)"
     )
     parser.add_argument(
         "--no-compile",

@@ -21,10 +21,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from toybox import captions, latents, parallel
+from toybox.muon import MuonWithAdamW
 from toybox.tokenizer import MAX_LENGTH, check_single_tokens, make_tokenizer, save_tokenizer
-from toybox.training import Ema, Run, set_rate, warm_cosine
+from toybox.training import Ema, Run, warm_cosine
 
-PEAK_RATE = 1e-3
+PEAK_RATE = 0.02  # Muon's; AdamW, which takes what is no matrix and the first and last layer, has a twentieth
 BATCH = 128  # of all processes together
 SNR_GAMMA = 5.0
 DROP_CAPTION, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.40  # the colour only where it is the object's own
@@ -222,7 +223,7 @@ class UnetJob:
         batch: pictures a step, in equal parts for each of the processes.
         start: a finished prior whose weights and tokenizer a new run begins with.
         compiled: compile the network first, which takes two minutes once.
-        rate: learning rate at its peak.
+        rate: Muon's learning rate at its peak.
     """
 
     cache: Path
@@ -299,9 +300,7 @@ def _train(rank: int, job: UnetJob) -> None:
     model.unet.set_attn_processor(AttnProcessor())  # on CPU 11% of a step faster than fused attention
     network = compile_denoiser(model) if job.compiled else model
     ema = Ema(model, 0.998)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=job.rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
-    )
+    optimizer = MuonWithAdamW(model, job.rate, job.rate / 20, plain=("unet.conv_in.", "unet.conv_out."))
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     rng = np.random.default_rng(job.seed)
     run = Run("unet", job.folder / "unet.pt", parts, rng, job.minutes, job.steps, job.stop_after)
@@ -310,7 +309,7 @@ def _train(rank: int, job: UnetJob) -> None:
         # Draws are a function of seed, step and process, so that a resumed run repeats them.
         rng = np.random.default_rng([job.seed, step, rank])
         torch.manual_seed(int(rng.integers(2**63)))
-        set_rate(optimizer, job.rate * warm_cosine(run.fraction, warm=0.01))
+        optimizer.set_rate(warm_cosine(run.fraction, warm=0.01))
         rows = rng.integers(len(values), size=share)
         x0 = torch.from_numpy(values[rows, rng.integers(values.shape[1], size=share)].astype(np.float32))
         ids = tokens([training_caption(labels[i], rng) for i in rows])

@@ -191,9 +191,3 @@ def warm_cosine(fraction: float, warm: float = 0.02, floor: float = 0.0) -> floa
         return max(fraction / warm, 0.02)
     x = (fraction - warm) / (1 - warm)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * x))
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
