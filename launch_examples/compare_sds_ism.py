@@ -166,7 +166,7 @@ def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Re
     video = trial / "turntable.mp4"
     if not video.exists():
         page.write_video(video, frames)
-    views = runs.nearest_frames(frames, AZIMUTHS)
+    views = np.stack(runs.nearest(frames, AZIMUTHS))
     masks = [object_mask(view) for view in views]
     logged = {name: points for name, points in runs.curves(trial).items() if name.startswith("train/")}
     loss = logged.get("train/loss_sds", [])

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from toybox import captions
-from toybox.grade import Grader, grade_asset, read_pictures
+from toybox.grade import Grader, find_views, grade_asset, read_pictures
 from toybox.pictures import write_sheet
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ PROMPTS = (
     "a red rocket",
     "a person with a blue shirt",
 )
-SIDES = ("000", "090", "180", "270")  # azimuths of the gallery's columns
+SIDES = (0, 90, 180, 270)  # azimuths of the gallery's columns
 CELL = 160  # pixels
 
 
@@ -86,8 +86,7 @@ def grade(grader: Grader, prompt: str, trial: Path) -> Row:
 
 def sides(trial: Path) -> torch.Tensor:
     """Front, left, back and right of a finished run, [4, 3, CELL, CELL]."""
-    views = max(trial.glob("save/it*-views"), key=lambda path: int(path.name[2:].split("-")[0]))
-    pictures = read_pictures([views / f"{azimuth}.png" for azimuth in SIDES])
+    pictures = read_pictures([view.path for view in find_views(trial) if view.azimuth in SIDES])
     return torch.nn.functional.interpolate(pictures, (CELL, CELL), mode="area")
 
 

@@ -3,6 +3,7 @@
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
     python -m toybox.grade prior                           # 300 samples of the bundled prior
+    python -m toybox.grade points                          # the bundled point prior, all prompts
     python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
 
 The classifier was trained on renders of the toybox over all kinds of backgrounds, at several sizes, with
@@ -18,20 +19,21 @@ import toybox.threads  # noqa: F401 - before torch
 import argparse
 import json
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from toybox import captions
+from toybox import captions, runs
 from toybox.classifier import Classifier, allowed_views, augment, group_nll, shrink, to_input
 from toybox.dataset import DEFAULT_CACHE, Pictures, random_backgrounds
 from toybox.muon import MuonWithAdamW
@@ -40,6 +42,7 @@ from toybox.progress import Progress
 from toybox.training import Run, warm_cosine
 
 WEIGHTS = Path(__file__).parent / "weights" / "grader"
+MINI_POINTS = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini/points"
 BARS = {"object": 0.97, "color": 0.95, "view": 0.90}  # for samples of a prior
 PEAK_RATE, MUON_RATE = 1e-3, 0.02
 
@@ -192,8 +195,8 @@ def train_grader(
         with torch.autocast("cpu", torch.bfloat16):
             objects, colors, views = model(x.contiguous(memory_format=torch.channels_last))
         loss = (
-            torch.nn.functional.cross_entropy(objects.float(), data.objects[rows], label_smoothing=0.02)
-            + torch.nn.functional.cross_entropy(colors.float(), data.colors[rows], label_smoothing=0.02)
+            F.cross_entropy(objects.float(), data.objects[rows], label_smoothing=0.02)
+            + F.cross_entropy(colors.float(), data.colors[rows], label_smoothing=0.02)
             + group_nll(views.float(), data.views_allowed[rows]).mean()
         )
         optimizer.zero_grad(set_to_none=True)
@@ -227,14 +230,13 @@ def held_out_accuracy(grader: Grader, data: GraderData, seed: int = 1) -> dict[s
 
 
 def read_pictures(paths: Sequence[Path]) -> Tensor:
-    """PNG files as [n, 3, h, w] in [0, 1]; all are brought to the size of the first."""
-    images = []
-    for path in paths:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-            rgb = rgb if not images else rgb.resize(images[0].shape[1::-1], Image.Resampling.BOX)
-            images.append(np.asarray(rgb, np.float32) / 255)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    """PNG files as [n, 3, h, w] in [0, 1]; all are brought to the size of the first.
+
+    Of pictures side by side in one file, the first is read.
+    """
+    images = [torch.from_numpy(runs.read_square(path)).permute(2, 0, 1) for path in paths]
+    size = images[0].shape[1:]
+    return torch.stack([F.adaptive_avg_pool2d(image, size) for image in images])
 
 
 @dataclass(frozen=True)
@@ -346,55 +348,68 @@ def with_borders(pictures: Tensor, marked: Sequence[bool], width: int = 3) -> Te
     return out
 
 
-def find_views(path: Path) -> list[Path]:
+class View(NamedTuple):
+    """A picture of an asset, and the azimuth that it was taken from in degrees, None where nobody knows."""
+
+    path: Path
+    azimuth: float | None
+
+    @property
+    def direction(self) -> str | None:
+        """The direction word for it; None on the border between two."""
+        if self.azimuth is None:
+            return None
+        words = {captions.direction(15.0, self.azimuth + e) for e in (-1.0, 1.0)}
+        return words.pop() if len(words) == 1 else None
+
+
+def find_views(path: Path) -> list[View]:
     """The pictures of an asset: a run's latest views, the pictures of a folder, or the one picture `path`.
 
-    Runs keep the views of their contact sheet in `save/itN-views/AZIMUTH.png`.
+    Runs of Gaussians keep the views of their contact sheet in `save/itN-views/AZIMUTH.png`; of other runs,
+    eight frames of the turntable `save/itN-test` are taken.
 
     Raises:
         FileNotFoundError: there are none.
     """
     if path.is_file():
         beside = path.with_suffix("")
-        return _pngs(beside) if beside.is_dir() and _pngs(beside) else [path]
-    found = [p for p in path.rglob("it*-views") if p.is_dir() and _pngs(p)]
-    if found:
-        return _pngs(max(found, key=lambda p: (int(re.sub(r"\D", "", p.name) or 0), p.stat().st_mtime)))
-    if not path.is_dir() or not _pngs(path):
+        return _named_views(beside) if beside.is_dir() and _named_views(beside) else [_named_view(path)]
+    if views := runs.latest(path, "views"):
+        return _named_views(views)
+    if test := runs.latest(path, "test"):
+        azimuths = [45.0 * k for k in range(8)]
+        return [View(*pair) for pair in zip(runs.nearest(runs.frames(test), azimuths), azimuths, strict=True)]
+    if not path.is_dir() or not _named_views(path):
         raise FileNotFoundError(
             f"no pictures at {path}: expected a run's folder, a folder of PNG files or a PNG file"
         )
-    return _pngs(path)
+    return _named_views(path)
 
 
-def _pngs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.png"))
+def _named_views(folder: Path) -> list[View]:
+    return [_named_view(path) for path in sorted(folder.glob("*.png"))]
 
 
-def view_of_file(path: Path) -> str | None:
-    """The direction that a run's picture `AZIMUTH.png` was taken from; None if between two, or unknown."""
-    if not path.stem.isdigit():
-        return None
-    azimuth = float(path.stem)
-    sides = {captions.direction(15.0, azimuth + e) for e in (-1.0, 1.0)}
-    return sides.pop() if len(sides) == 1 else None
+def _named_view(path: Path) -> View:
+    return View(path, float(path.stem) if path.stem.isdigit() else None)
 
 
 def prompt_of_run(path: Path) -> str:
-    """The prompt of a run, from the metrics that it writes beside its views (`save/itN-metrics.json`).
+    """The prompt of a run, from its parsed config.
 
     Raises:
-        ValueError: there are no metrics, or no prompt in them.
+        ValueError: there is no config, or no prompt in it.
     """
-    views = find_views(path)[0].parent
-    metrics = views.with_name(views.name.replace("-views", "-metrics") + ".json")
-    try:
-        prompt = json.loads(metrics.read_text(encoding="utf-8")).get("prompt")
-    except (OSError, json.JSONDecodeError, AttributeError):
-        prompt = None
-    if not prompt:
-        raise ValueError(f'{metrics} does not tell the prompt: say what it should be, --prompt "a red mug"')
-    return str(prompt)
+    for folder in (path, *path.resolve().parents[:3]):
+        config = folder / "configs" / "parsed.yaml"
+        if config.is_file():
+            prompt = yaml.safe_load(config.read_text(encoding="utf-8"))["system"]["prompt_processor"][
+                "prompt"
+            ]
+            if prompt:
+                return str(prompt)
+    raise ValueError(f'no run at {path} tells the prompt: say what it should be, --prompt "a red mug"')
 
 
 def grade_asset(
@@ -410,10 +425,10 @@ def grade_asset(
         ValueError: no prompt, or one that names nothing of the toybox.
     """
     spec = captions.parse(prompt or prompt_of_run(path))
-    paths = find_views(path)
-    grades = grader(read_pictures(paths))
-    wanted = [captions.Spec(spec.object, spec.color, view=view_of_file(p)) for p in paths]
-    return score(grades, wanted), list(zip(paths, grades, strict=True))
+    views = find_views(path)
+    grades = grader(read_pictures([view.path for view in views]))
+    wanted = [captions.Spec(spec.object, spec.color, view=view.direction) for view in views]
+    return score(grades, wanted), [(view.path, grade) for view, grade in zip(views, grades, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -454,6 +469,21 @@ def _main_prior(options: argparse.Namespace) -> int:
         print(f"  {count} x {mistake}")
     print(options.sheet)
     return 0 if all(getattr(result, key) >= bar for key, bar in BARS.items()) else 1
+
+
+def _main_points(options: argparse.Namespace) -> int:
+    from threestudio_lucid.points.pointe import load_folder
+    from toybox.grade_points import BAR, grade_points
+
+    prior = load_folder(options.prior)
+    wanted = {"points": options.points, "steps": options.steps, "guidance_scale": options.guidance_scale}
+    prior.stage = replace(prior.stage, **{key: value for key, value in wanted.items() if value is not None})
+    result = grade_points(prior, options.n, options.seed, options.sheet)
+    print(result.text())
+    for mistake, count in result.mistakes.most_common(12):
+        print(f"  {count} x {mistake}")
+    print(options.sheet)
+    return 0 if min(result.object, result.color) >= BAR else 1
 
 
 def _main_asset(options: argparse.Namespace) -> int:
@@ -500,6 +530,20 @@ def _parser() -> argparse.ArgumentParser:
         "--sheet", type=Path, default=Path("outputs/grade-prior.png"), help="PNG (%(default)s)"
     )
     prior.set_defaults(run=_main_prior)
+
+    points = commands.add_parser(
+        "points", help="grade clouds of a point prior; exit status 0 if the bar is met"
+    )
+    points.add_argument("--prior", type=Path, default=MINI_POINTS, help="its folder (%(default)s)")
+    points.add_argument("-n", type=int, help="clouds (one for each object and colour: 270)")
+    points.add_argument("--seed", type=int, default=0)
+    points.add_argument("--points", type=int, help="of a cloud (the prior's)")
+    points.add_argument("--steps", type=int, help="Heun steps (the prior's)")
+    points.add_argument("--guidance-scale", type=float, help="classifier-free guidance (the prior's)")
+    points.add_argument(
+        "--sheet", type=Path, default=Path("outputs/grade-points.png"), help="PNG (%(default)s)"
+    )
+    points.set_defaults(run=_main_points)
 
     asset = commands.add_parser("asset", help="grade a run's views; exit status 0 if 7 of 8 are right")
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import yaml
 from PIL import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,39 @@ def read_square(path: Path) -> np.ndarray:
     return pixels[:, : pixels.shape[0]]
 
 
+def latest(path: Path, kind: str) -> Path | None:
+    """The folder `itSTEP-KIND` of the latest step anywhere under `path`, None if none holds pictures."""
+    folders = [
+        folder for folder in path.rglob(f"it*-{kind}") if folder.is_dir() and any(folder.glob("*.png"))
+    ]
+    return max(folders, key=lambda f: (int(re.sub(r"\D", "", f.name) or 0), f.stat().st_mtime), default=None)
+
+
+def frames(folder: Path) -> list[Path]:
+    """The frames of a turntable in order."""
+    return sorted(folder.glob("*.png"), key=lambda path: int(path.stem))
+
+
 def turntable(trial: Path) -> np.ndarray:
     """The frames of the latest test, [N, H, H, 3] in [0, 1].
 
     Raises:
         FileNotFoundError: there are none.
     """
-    folders = [path for path in (trial / "save").glob("it*-test") if path.is_dir()]
-    if not folders:
+    folder = latest(trial / "save", "test")
+    if folder is None:
         raise FileNotFoundError(f"no test views in {trial / 'save'}")
-    latest = max(folders, key=lambda path: int(re.sub(r"\D", "", path.name)))
-    frames = sorted(latest.glob("*.png"), key=lambda path: int(path.stem))
-    return np.stack([read_square(path) for path in frames])
+    return np.stack([read_square(path) for path in frames(folder)])
 
 
-def nearest_frames(frames: np.ndarray, azimuths: list[float]) -> np.ndarray:
-    """The frames of a turntable, 0 to 360 degrees with both ends, that are nearest to some azimuths."""
+def nearest(frames: Sequence[T], azimuths: Sequence[float]) -> list[T]:
+    """The frames of a turntable, 0 to 360 degrees with both ends, that are nearest to azimuths in [0, 360].
+
+    >>> nearest("abcde", [0, 100, 359])
+    ['a', 'b', 'e']
+    """
     n = len(frames)
-    return frames[[round(azimuth / 360 * (n - 1)) % n for azimuth in azimuths]]
+    return [frames[round(azimuth / 360 * (n - 1))] for azimuth in azimuths]
 
 
 def training_views(trial: Path) -> dict[int, np.ndarray]:

@@ -11,11 +11,11 @@ from toybox.grade import (
     Grade,
     Grader,
     GraderData,
+    View,
     draw_prompts,
     find_views,
     score,
     train_grader,
-    view_of_file,
 )
 from toybox.training import Stopped
 
@@ -141,7 +141,8 @@ def test_files_round_trip_and_command_line(data, tmp_path, capsys, monkeypatch):
     assert "toybox" in capsys.readouterr().err
     assert grade.main(["asset", str(tmp_path / "run")]) == 2
     assert "--prompt" in capsys.readouterr().err
-    (run.parent / "it600-metrics.json").write_text('{"prompt": "a blue house"}')
+    (tmp_path / "run/configs").mkdir()
+    (tmp_path / "run/configs/parsed.yaml").write_text("system: {prompt_processor: {prompt: a blue house}}")
     assert grade.main(["asset", str(tmp_path / "run")]) in (0, 1)
     assert "a blue house\n" in capsys.readouterr().out
     assert grade.main(["images", str(run / "000.png")]) == 0
@@ -171,10 +172,35 @@ def test_the_views_of_a_run_are_found(tmp_path):
         for azimuth in (0, 45, 90, 180):
             Image.new("RGB", (4, 4)).save(folder / f"{azimuth:03d}.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "save" / "it600-views.png")
-    expected = [tmp_path / "save" / "it600-views" / f"{a:03d}.png" for a in (0, 45, 90, 180)]
+    expected = [View(tmp_path / "save" / "it600-views" / f"{a:03d}.png", a) for a in (0, 45, 90, 180)]
     assert find_views(tmp_path) == find_views(tmp_path / "save") == expected
     assert find_views(tmp_path / "save" / "it600-views.png") == expected
-    assert find_views(expected[1]) == [expected[1]]
-    assert [view_of_file(p) for p in expected] == ["front", None, "side", "back"]
+    assert find_views(expected[1].path) == [expected[1]]
+    assert [view.direction for view in expected] == ["front", None, "side", "back"]
     with pytest.raises(FileNotFoundError, match="no pictures"):
         find_views(tmp_path / "nowhere")
+
+
+def test_without_views_frames_of_the_turntable_stand_for_them(tmp_path):
+    folder = tmp_path / "save" / "it600-test"
+    folder.mkdir(parents=True)
+    for k in range(17):  # 0 to 360 degrees; opacity stands beside the colours
+        picture = Image.new("RGB", (8, 4), (10 * k, 0, 0))
+        picture.paste((255, 255, 255), (4, 0, 8, 4))
+        picture.save(folder / f"{k}.png")
+    views = find_views(tmp_path)
+    assert [view.azimuth for view in views] == [0, 45, 90, 135, 180, 225, 270, 315]
+    assert [view.path.stem for view in views] == ["0", "2", "4", "6", "8", "10", "12", "14"]
+    pictures = grade.read_pictures([view.path for view in views])
+    assert pictures.shape == (8, 3, 4, 4)
+    assert pictures[3].amax() * 255 == pytest.approx(60)
+
+
+def test_the_prompt_of_a_run_is_in_its_config(tmp_path):
+    views = tmp_path / "save" / "it2-views"
+    (tmp_path / "configs").mkdir()
+    views.mkdir(parents=True)
+    (tmp_path / "configs/parsed.yaml").write_text("system: {prompt_processor: {prompt: a red mug}}")
+    assert grade.prompt_of_run(tmp_path) == grade.prompt_of_run(views) == "a red mug"
+    with pytest.raises(ValueError, match="--prompt"):
+        grade.prompt_of_run(tmp_path.parent)

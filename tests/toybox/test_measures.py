@@ -107,7 +107,7 @@ def test_pictures_of_a_run(tmp_path):
     assert frames.shape == (3, 4, 4, 3)
     np.testing.assert_allclose(frames[:, 0, 0, 0] * 255, [0, 20, 100], atol=1e-4)
     np.testing.assert_allclose(
-        runs.nearest_frames(frames, [0, 180, 350])[:, 0, 0, 0] * 255, [0, 20, 100], atol=1e-4
+        [view[0, 0, 0] * 255 for view in runs.nearest(frames, [0, 180, 350])], [0, 20, 100], atol=1e-4
     )
     views = runs.training_views(tmp_path)
     assert {step: len(pictures) for step, pictures in views.items()} == {5: 1, 10: 3}
