@@ -209,7 +209,7 @@ def stage_unet(options: argparse.Namespace) -> None:
         compiled=options.compile,
         rate=options.rate,
     )
-    train_unet(job, options.processes)
+    train_unet(job, min(options.processes, job.batch))
 
 
 def stage_decoder(options: argparse.Namespace) -> None:
