@@ -143,8 +143,11 @@ def _second_color(parts, i, x, y, z):
 
 
 @njit(fastmath=True, cache=True)
-def _trace(parts, all_rows, rows, ox, oy, oz, dx, dy, dz, out):
-    """Shade one ray into ``out[3]``; returns whether it hit. ``rows``: scratch space, one number per part."""
+def _march(parts, all_rows, rows, ox, oy, oz, dx, dy, dz):
+    """Length of one ray up to the surface, and the part it meets there; -1 where it misses.
+
+    ``rows``: scratch space, one number per part.
+    """
     # Only parts whose ball the ray pierces can be hit: march through those alone, between their balls.
     count = 0
     t, end = 1e9, 0.0
@@ -162,30 +165,44 @@ def _trace(parts, all_rows, rows, ox, oy, oz, dx, dy, dz, out):
     t = max(t, 0.0)
     for _ in range(MAX_STEPS):
         if t > end:
-            return False
-        x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
-        d, i = _scene(parts, rows, count, x, y, z)
+            return -1.0, 0
+        d, i = _scene(parts, rows, count, ox + t * dx, oy + t * dy, oz + t * dz)
         if d < HIT:
-            # Normal from a tetrahedron of four distances.
-            e = 0.003
-            d0, _i = _scene(parts, all_rows, all_rows.size, x + e, y - e, z - e)
-            d1, _i = _scene(parts, all_rows, all_rows.size, x - e, y - e, z + e)
-            d2, _i = _scene(parts, all_rows, all_rows.size, x - e, y + e, z - e)
-            d3, _i = _scene(parts, all_rows, all_rows.size, x + e, y + e, z + e)
-            nx, ny, nz = d0 - d1 - d2 + d3, -d0 - d1 + d2 + d3, -d0 + d1 - d2 + d3
-            length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
-            nx, ny, nz = nx / length, ny / length, nz / length
-            # Light of the sky, one lamp, and the shade of nearby surfaces.
-            h = 0.09
-            open_sky, _i = _scene(parts, all_rows, all_rows.size, x + h * nx, y + h * ny, z + h * nz)
-            shade = 0.6 + 0.4 * min(max(open_sky / h, 0.0), 1.0)
-            light = shade * (0.66 + 0.12 * nz + 0.34 * max(nx * _LX + ny * _LY + nz * _LZ, 0.0))
-            column = COLOR2 if _second_color(parts, i, x, y, z) else COLOR
-            for k in range(3):
-                out[k] = min(max(parts[i, column + k] * light, 0.0), 1.0)
-            return True
+            return t, i
         t += STEP_SHARE * d
-    return False
+    return -1.0, 0
+
+
+@njit(fastmath=True, cache=True)
+def _shade(parts, all_rows, i, x, y, z, out):
+    """The colour of part ``i`` at a point of the surface, lit, into ``out[3]``."""
+    # Normal from a tetrahedron of four distances.
+    e = 0.003
+    d0, _i = _scene(parts, all_rows, all_rows.size, x + e, y - e, z - e)
+    d1, _i = _scene(parts, all_rows, all_rows.size, x - e, y - e, z + e)
+    d2, _i = _scene(parts, all_rows, all_rows.size, x - e, y + e, z - e)
+    d3, _i = _scene(parts, all_rows, all_rows.size, x + e, y + e, z + e)
+    nx, ny, nz = d0 - d1 - d2 + d3, -d0 - d1 + d2 + d3, -d0 + d1 - d2 + d3
+    length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
+    nx, ny, nz = nx / length, ny / length, nz / length
+    # Light of the sky, one lamp, and the shade of nearby surfaces.
+    h = 0.09
+    open_sky, _i = _scene(parts, all_rows, all_rows.size, x + h * nx, y + h * ny, z + h * nz)
+    shade = 0.6 + 0.4 * min(max(open_sky / h, 0.0), 1.0)
+    light = shade * (0.66 + 0.12 * nz + 0.34 * max(nx * _LX + ny * _LY + nz * _LZ, 0.0))
+    column = COLOR2 if _second_color(parts, i, x, y, z) else COLOR
+    for k in range(3):
+        out[k] = min(max(parts[i, column + k] * light, 0.0), 1.0)
+
+
+@njit(fastmath=True, cache=True)
+def _trace(parts, all_rows, rows, ox, oy, oz, dx, dy, dz, out):
+    """Shade one ray into ``out[3]``; returns whether it hit. ``rows``: as in `_march`."""
+    t, i = _march(parts, all_rows, rows, ox, oy, oz, dx, dy, dz)
+    if t < 0.0:
+        return False
+    _shade(parts, all_rows, i, ox + t * dx, oy + t * dy, oz + t * dz, out)
+    return True
 
 
 @njit(fastmath=True, cache=True)
@@ -255,6 +272,39 @@ def _distances(parts, points):
         d, _i = _scene(parts, all_rows, all_rows.size, points[n, 0], points[n, 1], points[n, 2])
         out[n] = d
     return out
+
+
+@njit(fastmath=True, cache=True, parallel=True)
+def _first_hits(parts, origins, directions):
+    n = origins.shape[0]
+    lengths = np.empty(n, np.float32)
+    colors = np.zeros((n, 3), np.float32)
+    all_rows = np.arange(parts.shape[0])
+    for k in prange(n):
+        rows = np.empty_like(all_rows)
+        ox, oy, oz = origins[k, 0], origins[k, 1], origins[k, 2]
+        dx, dy, dz = directions[k, 0], directions[k, 1], directions[k, 2]
+        t, i = _march(parts, all_rows, rows, ox, oy, oz, dx, dy, dz)
+        lengths[k] = t
+        if t >= 0.0:
+            _shade(parts, all_rows, i, ox + t * dx, oy + t * dy, oz + t * dz, colors[k])
+    return lengths, colors
+
+
+def first_hits(
+    parts: np.ndarray, origins: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where rays meet an object first.
+
+    Args:
+        parts: ``[P, COLUMNS]`` table of ``toybox.parts``.
+        origins: ``[N, 3]``.
+        directions: ``[N, 3]``, unit vectors.
+
+    Returns:
+        Length of each ray ``[N]``, -1 where it misses, and the lit colour it meets ``[N, 3]`` in [0, 1].
+    """
+    return _first_hits(*(np.ascontiguousarray(x, np.float32) for x in (parts, origins, directions)))
 
 
 def render(parts: np.ndarray, c2w: np.ndarray, fovy_deg: float, size: int) -> np.ndarray:

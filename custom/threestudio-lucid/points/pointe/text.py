@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ class TextVectors:
 
         local = Path(model).is_dir()
         try:
-            words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=local)
-            encoder = CLIPTextModelWithProjection.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True, local_files_only=local
-            )
+            with _quiet():
+                words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=local)
+                encoder = CLIPTextModelWithProjection.from_pretrained(
+                    model, dtype=torch.float32, use_safetensors=True, local_files_only=local
+                )
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
@@ -60,6 +62,22 @@ class TextVectors:
             return_tensors="pt",
         ).input_ids
         return F.normalize(self.model(input_ids=ids.to(self.model.device)).text_embeds.float(), dim=-1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars while weights are read, and no report of a CLIP model's other half."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def known_words(prompt: str, vocabulary: Iterable[str], who: str) -> str:
