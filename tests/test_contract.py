@@ -16,7 +16,7 @@ EXTENSION = ROOT / "custom" / "threestudio-lucid"
 
 # Imports, by module.
 ALLOWED = {
-    "threestudio": {"register", "find", "info", "warn", "debug"},
+    "threestudio": {"register", "find", "info", "warn", "debug", "__modules__"},
     "threestudio.data.uncond": {
         "RandomCameraDataModuleConfig",
         "RandomCameraIterableDataset",

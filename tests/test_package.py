@@ -52,6 +52,10 @@ print(*mine)
         "lucid-ism-guidance",
         "lucid-mesh-exporter",
         "lucid-ply-exporter",
+        "lucid-point-file",
+        "lucid-point-shap-e",
+        "lucid-point-shape",
+        "lucid-point-text",
         "lucid-prompt-processor",
         "lucid-sds-guidance",
     ]

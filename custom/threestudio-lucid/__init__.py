@@ -20,6 +20,7 @@ _REGISTERING = (
     "guidance.lucid_guidance",
     "prompts.processor",
     "data.cameras",
+    "points.initializers",
     "gaussians.geometry",
     "renderers.gaussian",
     "systems.swap",

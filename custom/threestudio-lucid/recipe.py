@@ -29,6 +29,7 @@ PUBLISHED: dict[str, Any] = {
     "batch_size": 4,
     # size of the object and of the cloud; world units
     "init_radius": 0.5,
+    "text_model": "pointe",  # what makes points of text
     "init_scale": 1.0,  # of a Gaussian, in distances to its neighbours
     "capacity": 1_000_000,
     # learning rates: one number, or first and last (geometric in between)

@@ -12,8 +12,8 @@ from plyfile import PlyData, PlyElement
 
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.cloud import PARAMETERS, Gaussians
-from threestudio_lucid.gaussians.ply import is_gaussian_ply, layout, read_ply, write_ply
-from threestudio_lucid.points import read_points
+from threestudio_lucid.gaussians.ply import layout, read_ply, write_ply
+from threestudio_lucid.points.files import is_gaussian_ply, read_points
 
 
 def some_gaussians(n=5, degree=3, seed=0):

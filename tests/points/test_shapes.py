@@ -4,7 +4,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from threestudio_lucid.points import PointCloud, ball, box, mean_squared_neighbour_distance
+from threestudio_lucid.points import (
+    SHAPES,
+    PointCloud,
+    ball,
+    box,
+    mean_squared_neighbour_distance,
+    sphere,
+    torus,
+)
 
 
 def draw(shape, n=4000, radius=2.0, seed=0):
@@ -27,7 +35,27 @@ def test_box_is_uniform():
         assert kstest(((points[:, axis] + 2) / 4).numpy(), "uniform").pvalue > 0.01
 
 
-@pytest.mark.parametrize("shape", [ball, box])
+def test_torus_is_uniform():
+    points = draw(torus, n=20_000).points
+    across = points[:, :2].norm(dim=1)
+    outward, z = across - 4 / 3, points[:, 2]
+    assert across.max() <= 2.0 and (outward.square() + z.square()).max() <= (2 / 3) ** 2 * (1 + 1e-5)
+    # Pappus: as much of the volume lies outside of the middle circle as the centroid of half a disc says
+    share = 0.5 + (2 / 3) * 4 / (3 * torch.pi) / (4 / 3) / 2
+    assert (outward > 0).float().mean() == pytest.approx(share, abs=0.012)  # 3 sigma
+    assert kstest(((outward.square() + z.square()) / (2 / 3) ** 2).numpy(), "uniform").pvalue > 0.01
+    turns = torch.atan2(points[:, 1], points[:, 0]) / (2 * torch.pi) + 0.5
+    assert kstest(turns.numpy(), "uniform").pvalue > 0.01
+
+
+def test_sphere_is_lucid_dreamers():
+    points = draw(sphere).points
+    radii = points.norm(dim=1)
+    assert kstest((radii / 2).numpy(), "uniform").pvalue > 0.01
+    assert kstest((torch.acos(points[:, 2] / radii) / torch.pi).numpy(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_same_generator_same_points(shape):
     assert torch.equal(draw(shape).points, draw(shape).points)
     assert not torch.equal(draw(shape).points, draw(shape, seed=1).points)

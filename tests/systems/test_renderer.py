@@ -37,6 +37,7 @@ def test_outputs_have_the_shapes_of_the_contract():
 def test_a_point_is_drawn_where_the_camera_sees_it():
     """A small Gaussian at (0, 0.3, 0.2): from +x it is right of the middle and above it."""
     renderer = make(num_points=1).eval()
+    renderer.geometry.start()
     with torch.no_grad():
         renderer.geometry.cloud.means[0] = torch.tensor([0.0, 0.3, 0.2])
         renderer.geometry.cloud.log_scales[0] = math.log(0.02)

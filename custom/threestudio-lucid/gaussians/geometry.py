@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,16 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry
+from threestudio.utils.config import parse_structured
 from threestudio.utils.misc import C
 
 from ..errors import UserError, check_range
-from ..points import load_points, split_source
-from ..seeding import generator
+from ..points.files import is_gaussian_ply
+from ..points.initializers import FilePoints, TextPoints, find_kind
+from ..points.shapes import GREY
 from .cloud import MAX_SH_DEGREE, PARAMETERS, GaussianCloud, Gaussians, gaussians_from_points
 from .density import DensityReport, DensityRules, refine, reset_opacity, screen_gradients
-from .ply import is_gaussian_ply, read_ply
+from .ply import read_ply
 
 
 @threestudio.register("lucid-gaussian-splatting")
@@ -32,10 +34,21 @@ class LucidGaussianSplatting(BaseGeometry):
     @dataclass
     class Config(BaseGeometry.Config):
         init: str = "shape:ball"
-        """Where points come from: shape:ball, shape:box, file:points.ply (points), file:asset.ply
-        (Gaussians)."""
+        """Where points come from: text:PROMPT (Point-E), shap-e:PROMPT, either alone for init_prompt;
+        shape:ball, sphere, box or torus; file:PATH of points (.ply, .npz), a mesh (.obj, .glb, .ply), or
+        Gaussians (.ply)."""
+        init_prompt: str = ""
+        """What text and shap-e are given where `init` does not say; configs set it to the prompt."""
+        text_model: str = "mini"
+        """What text is given to: mini (bundled, knows the toybox), pointe (OpenAI's), or a folder."""
+        init_args: Any = None
+        """Further settings of the kind of source, such as {fit: true, up: +y}: see points/initializers.py."""
         init_radius: float = 0.5
-        """Radius of the shape, world units."""
+        """Radius of shapes, and of what is fitted; world units."""
+        init_jitter: float = 0.1
+        """Where the source has fewer points than num_points: how far copies of them lie, in init_radius."""
+        init_color: bool = True
+        """Keep the points' colours; false: all grey, as LucidDreamer's configs start."""
         init_opacity: float = 0.1
         """Opacity of every Gaussian at the start, in (0, 1)."""
         init_scale: float = 1.0
@@ -60,7 +73,7 @@ class LucidGaussianSplatting(BaseGeometry):
 
         def __post_init__(self) -> None:
             getattr(super(), "__post_init__", lambda: None)()
-            split_source(self.init)
+            _initializer(self)
             check_range("init_radius", self.init_radius, 0.0, above=True)
             check_range("init_opacity", self.init_opacity, 1e-6, 1.0 - 1e-6)
             check_range("init_scale", self.init_scale, 0.0, above=True)
@@ -77,20 +90,41 @@ class LucidGaussianSplatting(BaseGeometry):
 
     def configure(self) -> None:
         super().configure()
-        start = self._initial_gaussians()
-        capacity = self.cfg.capacity or 4 * max(len(start), self.cfg.num_points)
-        if len(start) > capacity:
-            check_range(f"capacity (for {self.cfg.init})", capacity, low=len(start))
+        capacity = self.cfg.capacity
+        if not capacity:
+            path = self._file_of_gaussians()
+            capacity = 4 * max(len(read_ply(path)) if path else 0, self.cfg.num_points)
         self.cloud = GaussianCloud(capacity, self.cfg.sh_degree)
-        self.cloud.assign(start)
         self.active_sh_degree = 0
+        self._started = False
 
-    def _initial_gaussians(self) -> Gaussians:
-        kind, path = split_source(self.cfg.init)
-        if kind == "file" and is_gaussian_ply(path):
-            return read_ply(path)
-        draw = generator(self.cfg.seed, "points")
-        points = load_points(self.cfg.init, self.cfg.num_points, self.cfg.init_radius, draw)
+    def start(self) -> None:
+        """Makes the first Gaussians, unless there are some.
+
+        On first use, and not when built, since a checkpoint brings its own: neither the file nor the model
+        that a run started from is needed to go on.
+        """
+        if self._started or len(self.cloud):
+            self._started = True
+            return
+        path = self._file_of_gaussians()
+        start = read_ply(path) if path else self._gaussians_from_points()
+        if len(start) > self.cloud.capacity:
+            check_range(f"capacity (for {self.cfg.init})", self.cloud.capacity, low=len(start))
+        self.cloud.assign(start)
+        self._started = True
+
+    def _file_of_gaussians(self) -> str | None:
+        """The file that `init` names, if it holds Gaussians to be taken as they are."""
+        kind, cfg = _initializer(self.cfg)
+        whole = issubclass(kind, FilePoints) and not cfg.as_points and cfg.value.lower().endswith(".ply")
+        return cfg.value if whole and is_gaussian_ply(cfg.value) else None
+
+    def _gaussians_from_points(self) -> Gaussians:
+        kind, cfg = _initializer(self.cfg)
+        points = kind(cfg)()
+        if not self.cfg.init_color:
+            points = replace(points, colors=torch.full_like(points.colors, GREY))
         return gaussians_from_points(
             points, sh_degree=self.cfg.sh_degree, opacity=self.cfg.init_opacity, scale=self.cfg.init_scale
         )
@@ -102,10 +136,12 @@ class LucidGaussianSplatting(BaseGeometry):
     @property
     def gaussians(self) -> Gaussians:
         """The living Gaussians, raw values that carry gradients."""
+        self.start()
         return self.cloud.living
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per parameter, called "geometry.<name>", with its first learning rate."""
+        self.start()
         rates = self.learning_rates(0, 0)
         return [
             {"params": [p], "name": f"geometry.{name}", "lr": rates[f"geometry.{name}"]}
@@ -140,6 +176,28 @@ class LucidGaussianSplatting(BaseGeometry):
     def reset_opacity(self, moments: dict[str, list[Tensor]], maximum: float) -> None:
         """opacity <- min(opacity, maximum)."""
         reset_opacity(self.cloud.params, moments, self.cloud.n, maximum)
+
+
+def _initializer(config: Any) -> tuple[type, Any]:
+    """The kind of source that a config's `init` names, and the kind's own config, checked.
+
+    Raises:
+        UserError: no such kind of source, or a value that it does not take.
+    """
+    kind, value = find_kind(config.init)
+    if config.init_args is not None and not isinstance(config.init_args, Mapping):
+        raise UserError(f"init_args is {config.init_args!r}; it must be a mapping such as {{fit: true}}.")
+    given = dict(config.init_args or {})
+    if issubclass(kind, TextPoints):
+        given.setdefault("model", config.text_model)
+    given |= {
+        "value": value or (config.init_prompt if kind.takes_prompt else ""),
+        "num_points": config.num_points,
+        "radius": config.init_radius,
+        "jitter": config.init_jitter,
+        "seed": config.seed,
+    }
+    return kind, parse_structured(kind.Config, given)
 
 
 def _check_rate(name: str, value: Any) -> None:

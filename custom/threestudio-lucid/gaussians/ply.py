@@ -19,7 +19,7 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from ..errors import UserError
-from ..points.files import columns, property_names, read_vertices
+from ..points.files import columns, read_vertices
 from .cloud import Gaussians, sh_degree_of
 
 _POSITION, _NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
@@ -77,12 +77,6 @@ def read_ply(path: str | Path) -> Gaussians:
         sh_dc=columns(path, rows, _DC)[:, None, :],
         sh_rest=sh_rest.reshape(len(rows), 3, (degree + 1) ** 2 - 1).transpose(1, 2).contiguous(),
     )
-
-
-def is_gaussian_ply(path: str | Path) -> bool:
-    """Whether the header names the properties that make a splat and not just a point cloud."""
-    names = property_names(path)
-    return "scale_0" in names and "rot_0" in names
 
 
 def _write_atomically(path: str | Path, ply: PlyData) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..points.colors import srgb_to_linear
 from .cloud import Gaussians
 from .volume import Volume, bounds_of, depth_inside, fill
 
@@ -150,7 +151,7 @@ def write_mesh(path: str | Path, mesh: ColoredMesh) -> Path:
     vertices, colors = mesh.vertices, mesh.colors
     if path.suffix == ".glb":
         # glTF wants amounts of light at vertices, not colours as shown
-        vertices, colors = vertices[:, [1, 2, 0]], _srgb_to_linear(colors)
+        vertices, colors = vertices[:, [1, 2, 0]], srgb_to_linear(colors)
     out = _trimesh().Trimesh(
         vertices, mesh.triangles, vertex_colors=np.uint8(255 * colors + 0.5), process=False
     )
@@ -165,7 +166,3 @@ def _trimesh() -> Any:
     except ModuleNotFoundError as error:
         raise UserError("A mesh needs trimesh: pip install trimesh.") from error
     return trimesh
-
-
-def _srgb_to_linear(values: np.ndarray) -> np.ndarray:
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
+
+from .frame import Frame
 
 # What coincident points are given instead of distance 0, as in the released 3DGS code.
 MIN_SQUARED_DISTANCE = 1e-7
@@ -48,6 +51,42 @@ class PointCloud:
         return PointCloud(
             self.points[rows], self.colors[rows], None if self.normals is None else self.normals[rows]
         )
+
+    def densify(self, n: int, reach: float, generator: torch.Generator) -> PointCloud:
+        """`n` points from fewer: copies of the cloud, each moved as a whole; from more: some of them.
+
+        The way of LucidDreamer, which makes 81,920 of Point-E's 4096. An offset is shared by all points of a
+        copy; its length, polar angle and azimuth are uniform. (There, no copy stays in place, and a rest that
+        fills no copy is left out.)
+
+        Args:
+            reach: longest offset, world units.
+        """
+        copies = self.sample(n, generator)
+        length, polar, azimuth = torch.rand(3, -(-n // len(self)), generator=generator)
+        length, polar, azimuth = reach * length, math.pi * polar, 2.0 * math.pi * azimuth
+        across = length * polar.sin()
+        offsets = torch.stack([across * azimuth.cos(), across * azimuth.sin(), length * polar.cos()], dim=1)
+        offsets[0] = 0.0
+        copy = torch.arange(n) // len(self)
+        return PointCloud(copies.points + offsets[copy], copies.colors, copies.normals)
+
+    def turned(self, frame: Frame) -> PointCloud:
+        """Points whose axes are `frame`'s, in the world's."""
+        turn = frame.to_world().T
+        return PointCloud(
+            self.points @ turn, self.colors, None if self.normals is None else self.normals @ turn
+        )
+
+    def fitted(self, radius: float) -> PointCloud:
+        """With the middle of the bounding box at the origin, and its longest side `2 * radius`.
+
+        Points that all coincide are moved alone.
+        """
+        low, high = self.points.aminmax(dim=0)
+        side = (high - low).max()
+        scale = 2.0 * radius / side if side > 0.0 else 1.0
+        return PointCloud((self.points - 0.5 * (low + high)) * scale, self.colors, self.normals)
 
 
 def mean_squared_neighbour_distance(points: Tensor, k: int = 3) -> Tensor:

@@ -1,4 +1,4 @@
-"""Point clouds from PLY files."""
+"""What PLY files hold: points, colours, triangles, and the raw columns that Gaussians are made of."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from plyfile import PlyData, PlyParseError
 
 from ..errors import UserError
 from .cloud import PointCloud
+from .colors import from_stored
 from .shapes import GREY
 
 # A file may not ask for more than this many rows (about 2.4 GB for Gaussians of SH degree 3).
@@ -18,12 +19,14 @@ MAX_ROWS = 10_000_000
 MAX_HEADER_BYTES = 64 * 1024
 
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
+_SH_DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_SH_C0 = 0.28209479177387814  # colour = 0.5 + _SH_C0 * f_dc, as in gaussians/cloud.py
 
 
 def read_points(path: str | Path) -> PointCloud:
-    """Points of a PLY file with colours (red, green, blue; integers are scaled by their range), else grey.
+    """Points of a PLY file with its colours, else grey: red, green, blue, or f_dc_0..2 of Gaussians.
 
-    Normals are taken when all are of length > 0.
+    What numbers mean as colours: see `colors.from_stored`. Normals are taken when all are of length > 0.
 
     Raises:
         UserError: the file is missing, damaged, too large or not finite.
@@ -35,16 +38,22 @@ def read_points(path: str | Path) -> PointCloud:
         normals = columns(path, rows, ("nx", "ny", "nz"))
         lengths = normals.norm(dim=1, keepdim=True)
         normals = normals / lengths if bool((lengths > 0).all()) else None
-    return PointCloud(points, _read_colors(path, rows, len(points)), normals)
+    return PointCloud(points, read_colors(path, rows), normals)
 
 
-def _read_colors(path: str | Path, rows: np.ndarray, n: int) -> torch.Tensor:
+def read_colors(path: str | Path, rows: np.ndarray) -> torch.Tensor:
+    """Colours [N, 3] in [0, 1] of `read_vertices`; grey where there are none.
+
+    Raises:
+        UserError: a value is not finite.
+    """
     for names in _COLORS:
         if all(name in rows.dtype.names for name in names):
-            kind = rows.dtype[names[0]]
-            scale = 1.0 / np.iinfo(kind).max if kind.kind in "iu" else 1.0
-            return (columns(path, rows, names) * scale).clamp(0.0, 1.0)
-    return torch.full((n, 3), GREY)
+            columns(path, rows, names)  # finite
+            return torch.from_numpy(from_stored(np.stack([rows[name] for name in names], axis=1)))
+    if all(name in rows.dtype.names for name in _SH_DC):
+        return (0.5 + _SH_C0 * columns(path, rows, _SH_DC)).clamp(0.0, 1.0)
+    return torch.full((len(rows), 3), GREY)
 
 
 def read_vertices(path: str | Path) -> np.ndarray:
@@ -55,17 +64,62 @@ def read_vertices(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     property_names(path)
-    try:
-        # Memory-mapped reading checks the size of the file against the header before it allocates.
-        ply = PlyData.read(str(path), mmap="c")
-        rows = ply["vertex"].data
-    except (PlyParseError, KeyError, ValueError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as PLY: {error}. Is it damaged or cut short?") from None
+    rows = _read(path)["vertex"].data
     if rows.dtype.names is None or any(rows.dtype[name].hasobject for name in rows.dtype.names):
         raise UserError(f"{path} has lists among its vertex properties; plain numbers are expected.")
     if not len(rows):
         raise UserError(f"{path} holds no points.")
     return rows
+
+
+def read_triangles(path: str | Path) -> np.ndarray | None:
+    """Vertex indices [F, 3] of a PLY file's faces, larger ones cut into triangles; None without faces.
+
+    Raises:
+        UserError: see `read_vertices`; a face that names a vertex which is not there.
+    """
+    property_names(path)
+    ply = _read(path)
+    if "face" not in ply or not len(ply["face"].data):
+        return None
+    faces = ply["face"].data
+    name = next((name for name in ("vertex_indices", "vertex_index") if name in faces.dtype.names), None)
+    if name is None:
+        return None
+    if faces.dtype[name].hasobject:
+        triangles = _fans(faces[name])
+    else:
+        triangles = faces[name].astype(np.int64)
+    if triangles.size and (triangles.min() < 0 or triangles.max() >= len(ply["vertex"].data)):
+        raise UserError(f"{path} has faces with vertices that are not in the file. Is it damaged?")
+    return triangles if len(triangles) else None
+
+
+def _fans(polygons: np.ndarray) -> np.ndarray:
+    """Triangles [F, 3] around the first corner of each polygon, from an array of arrays of indices."""
+    sizes = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
+    parts = [np.empty((0, 3), np.int64)]
+    for size in np.unique(sizes[sizes >= 3]):
+        corners = np.stack(polygons[sizes == size]).astype(np.int64)
+        parts += [corners[:, [0, k, k + 1]] for k in range(1, size - 1)]
+    return np.concatenate(parts)
+
+
+def _read(path: str | Path) -> PlyData:
+    """The file, memory-mapped, which checks its size against the header before anything is allocated.
+
+    Raises:
+        UserError: it is no PLY, cut short, or has no vertices.
+    """
+    for lengths in ({"face": {"vertex_indices": 3}}, {"face": {"vertex_index": 3}}, {}):
+        try:
+            # triangles alone, if they are that, are read a thousand times as fast as lists of any length
+            ply = PlyData.read(str(path), mmap="c", known_list_len=lengths)
+            _ = ply["vertex"]
+            return ply
+        except (PlyParseError, KeyError, ValueError, OverflowError, EOFError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+    raise UserError(f"{path} cannot be read as PLY: {reason}. Is it damaged or cut short?")
 
 
 def columns(path: str | Path, rows: np.ndarray, names: Sequence[str]) -> torch.Tensor:
@@ -89,7 +143,11 @@ def columns(path: str | Path, rows: np.ndarray, names: Sequence[str]) -> torch.T
 
 
 def property_names(path: str | Path) -> list[str]:
-    """Names of the vertex properties, from a header of limited length and with limited numbers."""
+    """Names of the vertex properties, from a header of limited length that promises no more than there is.
+
+    Raises:
+        UserError: missing file, no PLY, too many rows, or more of them than fit into the file.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
@@ -97,14 +155,34 @@ def property_names(path: str | Path) -> list[str]:
         head, mark, _ = file.read(MAX_HEADER_BYTES).partition(b"end_header")
     if not head.startswith(b"ply") or not mark:
         raise UserError(f"{path} is not a PLY file.")
-    names, element = [], ""
-    for words in (line.split() for line in head.decode("ascii", "replace").splitlines()):
+    names, element, rows, least = [], "", 0, 0
+    lines = [line.split() for line in head.decode("ascii", "replace").splitlines()]
+    bytes_each = 2 if ["format", "ascii"] in (words[:2] for words in lines) else 1  # a digit and a space
+    for words in lines:
         if words[:1] == ["element"] and len(words) == 3:
             element, count = words[1], words[2]
             if not count.isdigit() or int(count) > MAX_ROWS:
                 raise UserError(
                     f"{path} says it has {count} rows of {element!r}; at most {MAX_ROWS} are read."
                 )
-        elif words[:1] == ["property"] and element == "vertex":
-            names.append(words[-1])
+            rows = int(count)
+        elif words[:1] == ["property"]:
+            least += rows * bytes_each
+            if element == "vertex":
+                names.append(words[-1])
+    if least > path.stat().st_size:
+        raise UserError(
+            f"{path} cannot be read as PLY: its header promises at least {least:,} bytes and the file has "
+            f"{path.stat().st_size:,}. Is it damaged or cut short?"
+        )
     return names
+
+
+def is_gaussian_ply(path: str | Path) -> bool:
+    """Whether a PLY file's header names the properties that make Gaussians and not just points.
+
+    Raises:
+        UserError: see `property_names`.
+    """
+    names = property_names(path)
+    return "scale_0" in names and "rot_0" in names

@@ -1,40 +1,103 @@
-"""Where a cloud comes from, as configs write it: "shape:ball", "file:points.ply"."""
+"""Where a cloud comes from, as configs write it: "shape:ball", "file:points.ply", "text:a mug", "shap-e"."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, closest
+from ..guidance.cards import announce
 from .cloud import PointCloud
-from .files import read_points
+from .files import is_gaussian_ply, read_points, read_triangles
+from .frame import GLTF, OPENAI, OURS
+from .meshes import read_mesh, sample_ply
+from .npz import read_npz
 from .shapes import SHAPES
 
-KINDS = ("shape", "file")
+# The kinds there are, each with what stands behind its colon. (A program may register more.)
+KINDS = {
+    "text": "text:PROMPT, or text alone for the prompt",
+    "shape": f"shape:{'|'.join(SHAPES)}",
+    "file": "file:PATH of .ply, .npz, .obj or .glb",
+    "shap-e": "shap-e:PROMPT, or shap-e alone for the prompt",
+}
+SUFFIXES = (".ply", ".npz", ".obj", ".glb")
+# Where points reach farther than this many radii, the cameras will hardly see them.
+FAR = 4.0
 
 
-def split_source(source: str) -> tuple[str, str]:
-    """ "shape:ball" -> ("shape", "ball").
+def split_source(source: str, kinds: Iterable[str] = tuple(KINDS)) -> tuple[str, str]:
+    """ "shape:ball" -> ("shape", "ball"), "text" -> ("text", "").
 
     Raises:
-        UserError: no such kind of source, or no such shape.
+        UserError: no such kind of source; lists the kinds.
     """
-    kind, _, value = source.partition(":")
-    if kind not in KINDS or not value:
+    kind, _, value = str(source).partition(":")
+    kinds = list(kinds)
+    if kind not in kinds:
+        near = closest(kind, kinds, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        forms = "; ".join(KINDS.get(name, f"{name}:...") for name in kinds)
+        raise UserError(f"{source!r} is no source of points.{hint} There is: {forms}.")
+    return kind, value.strip()
+
+
+def check_shape(name: str) -> None:
+    """Raises UserError unless it is one of `SHAPES`; lists them."""
+    if name not in SHAPES:
+        raise UserError(f"There is no shape {name!r}; there is: {', '.join(SHAPES)}. Example: shape:ball.")
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raises UserError unless files that end like this are read; lists the endings."""
+    if Path(path).suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"{source!r} is no source of points; write shape:{'|'.join(SHAPES)} or file:PATH.ply."
+            f"{str(path)!r} is no file that points are read from; it must end in {', '.join(SUFFIXES)}. "
+            "Example: file:mug.ply."
         )
-    if kind == "shape" and value not in SHAPES:
-        raise UserError(f"There is no shape {value!r}; there is: {', '.join(SHAPES)}.")
-    return kind, value
 
 
-def load_points(source: str, n: int, radius: float, generator: torch.Generator) -> PointCloud:
-    """`n` points of a source; a file keeps its own size, a shape has `radius`.
+def read_file(
+    path: str | Path,
+    n: int,
+    generator: torch.Generator,
+    *,
+    up: str = "",
+    front: str = "",
+    fit: bool | None = None,
+    radius: float = 0.5,
+) -> PointCloud:
+    """Points of a file, in our axes: `n` on a mesh, as many as there are of a cloud.
+
+    Args:
+        up, front: axes of the file, such as "+y"; empty: +y and +z in GLB files, +z and -y in Point-E's
+            archives, else +z and +x, which are ours.
+        fit: move and scale the cloud so that its bounding box is centred and 2 radius long; None: meshes.
 
     Raises:
-        UserError: see `split_source` and `read_points`.
+        UserError: see `files.read_points`, `npz.read_npz`, `meshes.read_mesh`, `frame.Frame.changed`.
     """
-    kind, value = split_source(source)
-    if kind == "file":
-        return read_points(value).sample(n, generator)
-    return SHAPES[value](n, radius, generator)
+    check_suffix(path)
+    suffix, frame = Path(path).suffix.lower(), OURS
+    mesh = suffix in (".obj", ".glb")
+    if suffix == ".npz":
+        cloud, from_point_e = read_npz(path)
+        frame = OPENAI if from_point_e else OURS
+    elif mesh:
+        cloud, frame = read_mesh(path, n, generator), GLTF if suffix == ".glb" else OURS
+    else:
+        triangles = None if is_gaussian_ply(path) else read_triangles(path)
+        mesh = triangles is not None
+        cloud = sample_ply(path, triangles, n, generator) if mesh else read_points(path)
+    cloud = cloud.turned(frame.changed(up, front))
+    if mesh if fit is None else fit:
+        return cloud.fitted(radius)
+    reach = float(cloud.points.abs().max())
+    if reach > FAR * radius:
+        announce(
+            f"The points of {path} reach {reach:.3g} units from the origin, and objects are meant to reach "
+            f"about {radius:g}: system.geometry.init_args.fit=true rescales them."
+        )
+    return cloud
