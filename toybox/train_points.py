@@ -1,6 +1,6 @@
 """Train the bundled point prior: from clouds of the toybox's surfaces to text-to-points, Point-E made small.
 
-    python -m toybox.train_points --stage data                # 6,500 clouds: 5 minutes on two cores
+    python -m toybox.train_points --stage data                # 6,500 clouds: a few minutes
     python -m toybox.train_points --stage train --minutes 90
     python -m toybox.train_points --stage export              # write the prior, at any time in that
     python -m toybox.train_points                             # all three
