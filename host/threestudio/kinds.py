@@ -22,6 +22,57 @@ ROLES = {
 """Config keys that hold a registered name, and the kind they want."""
 
 
+LEFT_OUT = {
+    **dict.fromkeys(
+        ("nvdiff-rasterizer", "tetrahedra-sdf-grid", "custom-mesh", "fantasia3d-system", "pbr-material"),
+        "it rasterizes meshes with nvdiffrast, which needs CUDA",
+    ),
+    **dict.fromkeys(
+        ("stable-diffusion-vsd-guidance", "prolificdreamer-system"),
+        "variational score distillation trains a LoRA of the prior",
+    ),
+    **dict.fromkeys(
+        ("deep-floyd-guidance", "deep-floyd-prompt-processor"),
+        "DeepFloyd's weights and its T5 encoder are beyond what this host loads",
+    ),
+    **dict.fromkeys(
+        (
+            "zero123-guidance",
+            "zero123-unified-guidance",
+            "zero123-system",
+            "zero123-simple-system",
+            "stable-zero123-guidance",
+            "magic123-system",
+            "image-condition-dreamfusion-system",
+            "single-image-datamodule",
+            "co3d-datamodule",
+            "dummy-prompt-processor",
+        ),
+        "it starts from a picture",
+    ),
+    **dict.fromkeys(
+        (
+            "stable-diffusion-instructpix2pix-guidance",
+            "stable-diffusion-controlnet-guidance",
+            "instructnerf2nerf-system",
+            "control4d-multiview-system",
+            "multiview-camera-datamodule",
+            "gan-volume-renderer",
+            "patch-renderer",
+            "hybrid-rgb-latent-material",
+        ),
+        "it edits given scenes",
+    ),
+    **dict.fromkeys(
+        ("implicit-sdf", "neus-volume-renderer", "textmesh-system"),
+        "it has no signed distance fields; implicit-volume and nerf-volume-renderer are its fields",
+    ),
+    "perceptual-loss": "it needs the weights of LPIPS",
+    "stable-diffusion-unified-guidance": "stable-diffusion-guidance is its guidance",
+}
+"""Names that threestudio registers and this host does not, and why."""
+
+
 def kind_of(name: str, cls: Any) -> str | None:
     """The kind of a registered class by its bases, or, where they are common to several, by its name."""
     for kind, base in _bases().items():
@@ -75,8 +126,11 @@ def unknown_name(name: str, modules: Mapping[str, Any], kind: str | None = None)
     if kind is None:
         kind = kind_of(near[0], modules[near[0]]) if near else _kind_by_name(name)
     lines = [f"Nothing is registered as {name!r}.{did_you_mean(name, wanted)}"]
+    if name in LEFT_OUT:
+        lines[0] = f"threestudio has {name!r}, and this host leaves it out: {LEFT_OUT[name]}."
     lines += [_listed(kind, modules)] if kind else _all(modules)
-    lines.append("A name that an extension registers needs that extension's folder under custom/.")
+    if name not in LEFT_OUT:
+        lines.append("A name that an extension registers needs that extension's folder under custom/.")
     return "\n".join(lines)
 
 

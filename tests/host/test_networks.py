@@ -207,7 +207,7 @@ def test_progressive_frequencies():
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"start_level": 5}, "0 to n_levels"), ({"update_steps": 0}, "update_steps"), ({}, None)],
+    [({"start_level": -1}, "start_level must be"), ({"update_steps": 0}, "update_steps"), ({}, None)],
 )
 def test_mistakes_in_progressive_bands(config, words):
     if words is None:

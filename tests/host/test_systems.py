@@ -54,7 +54,9 @@ def test_without_names_everything_is_one_group():
     ("config", "error", "words"),
     [
         ({"name": "Adma", "args": {}}, KeyError, "Adam"),
-        ({"name": "Adam", "args": {"lrr": 1}}, ValueError, "lrr"),
+        ({"name": "Adam", "args": {"lrr": 1}}, TypeError, "'lrr'.*Did you mean 'lr'"),
+        ({"name": "Adam", "arg": {"lr": 1}, "args": {}}, TypeError, "'arg'.*Did you mean 'args'"),
+        ({"name": "Adam", "args": {}, "params": {"boddy": {}}}, AttributeError, "Did you mean 'body'"),
         ({"name": "Adam", "args": {"lr": -1}}, ValueError, "learning rate"),
         ({"name": "Adam", "args": {}, "params": {"tail": {}}}, AttributeError, "'tail'"),
         ({"name": "Adam", "args": {}, "params": {"head": {}, "head.out": {}}}, ValueError, "more than one"),
@@ -100,6 +102,8 @@ def test_schedulers():
     [
         {"name": "ExponentialLr", "args": {"gamma": 0.1}},
         {"name": "ExponentialLR", "args": {"gama": 0.1}},
+        {"name": "ExponentialLR", "args": {"gamma": 0.1}, "intervall": "step"},
+        {"name": "SequentialLR", "milestones": [1, 2], "schedulers": []},
         {"name": "ExponentialLR", "interval": "steps", "args": {"gamma": 0.1}},
     ],
 )

@@ -218,6 +218,20 @@ class LucidGuidance(BaseObject):
         """The objective: one step of score distillation."""
         raise NotImplementedError
 
+    # --- for systems that render latents --------------------------------------------------------------------
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the prior's latents."""
+        return self.prior.latent_size
+
+    def decode_latents(
+        self, latents: Tensor, latent_height: int | None = None, latent_width: int | None = None
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w], resized first; null: to the prior's size."""
+        size = (latent_height or self.latent_size, latent_width or self.latent_size)
+        return self.prior.decode(F.interpolate(latents.float(), size, mode="bilinear", align_corners=False))
+
     # --- the parts of a step --------------------------------------------------------------------------------
 
     def _generators(self) -> tuple[torch.Generator, torch.Generator]:

@@ -15,6 +15,7 @@ a run that was interrupted ends like one that was not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +31,12 @@ from threestudio.utils.misc import get_rank
 
 from ..data.cameras import view_batch
 from ..data.orbit import circle
-from ..errors import UserError, check_pair, check_range
+from ..errors import UserError, check_pair, check_range, closest
 from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
+from ..guidance.stock import check_schedule
 from ..seeding import generator
 from . import density as timetable
 from .density import DensityConfig
@@ -45,6 +47,10 @@ from .swap import GuidanceSwap
 
 # How many steps in a row may lack finite gradients before a run gives up.
 PATIENCE = 10
+# Weights of our losses, and of those that threestudio's guidances return.
+OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity")
+THEIR_LOSSES = ("sds_img", "sdi", "vsd", "lora", "sd", "sd_img", "train_phi")
+KNOWN_WEIGHTS = tuple(f"lambda_{name}" for name in OUR_LOSSES + THEIR_LOSSES)
 
 
 @threestudio.register("lucid-dreamer-system")
@@ -106,6 +112,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     def on_fit_start(self) -> None:
         """The prompt first, which is quick to check; then the prior. Nothing has been written yet."""
         super().on_fit_start()
+        self._check_weights()
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
@@ -178,6 +185,20 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
         values = {**scalars, **losses, "loss": total}
         return total, {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
+
+    def _check_weights(self) -> None:
+        """What of `system.loss` can be told to be wrong before the guidance is asked.
+
+        Raises:
+            UserError: a missing or misspelt weight, or one that is neither a number nor a schedule.
+        """
+        for name in ("loss_tv", "loss_scale"):
+            self._weight(name)
+        for key, value in self.cfg.loss.items():
+            near = [] if key in KNOWN_WEIGHTS else closest(str(key), KNOWN_WEIGHTS)
+            if near:
+                raise UserError(f"system.loss has no {key!r}. Did you mean {near[0]!r}?")
+            check_schedule(f"system.loss.{key}", value, -math.inf)
 
     def _weight(self, loss: str) -> Any:
         key = loss.replace("loss_", "lambda_", 1)

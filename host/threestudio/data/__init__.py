@@ -1,5 +1,5 @@
 """Datamodules."""
 
-from threestudio.data import uncond
+from threestudio.data import uncond, uncond_eff
 
-__all__ = ["uncond"]
+__all__ = ["uncond", "uncond_eff"]

@@ -105,7 +105,7 @@ class RandomCameraDataModuleConfig:
             )
         stretches = len(self.resolution_milestones) + 1
         for name in ("height", "width", "batch_size"):
-            values = _as_list(getattr(self, name))
+            values = as_list(getattr(self, name))
             if len(values) not in (1, stretches):
                 raise ConfigValueError(
                     f"{name} has {len(values)} values for {stretches} stretches of resolution_milestones "
@@ -119,7 +119,7 @@ class RandomCameraDataModuleConfig:
                 raise ConfigValueError(f"{name} must be positive, got {value}.")
         for name in ("fovy_range", "eval_fovy_deg"):
             value = getattr(self, name)
-            if not all(0.0 < degrees < 180.0 for degrees in _as_list(value)):
+            if not all(0.0 < degrees < 180.0 for degrees in as_list(value)):
                 raise ConfigValueError(f"{name} is in degrees, above 0 and below 180, got {value}.")
 
 
@@ -129,7 +129,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ConfigValueError(f"{name} is [low, high] with low <= high, got {value!r}.")
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A list of one, or the list that it is."""
     return list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]
 
 
@@ -158,9 +159,9 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         self._next_batch = 0
 
         stretches = len(cfg.resolution_milestones) + 1
-        self.heights = _stretch(cfg.height, stretches)
-        self.widths = _stretch(cfg.width, stretches)
-        self.batch_sizes = _stretch(cfg.batch_size, stretches)
+        self.heights = spread(cfg.height, stretches)
+        self.widths = spread(cfg.width, stretches)
+        self.batch_sizes = spread(cfg.batch_size, stretches)
         self.resolution_milestones = [-1, *cfg.resolution_milestones]
         self.directions_unit_focals = [
             get_ray_directions(H=height, W=width, focal=1.0)
@@ -295,8 +296,9 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         return F.normalize(direction, dim=-1) * distances
 
 
-def _stretch(value: Any, stretches: int) -> list[int]:
-    values = _as_list(value)
+def spread(value: Any, stretches: int) -> list[int]:
+    """The value of each stretch: one for all of them, or those that are given."""
+    values = as_list(value)
     return values * stretches if len(values) == 1 else values
 
 
@@ -393,14 +395,16 @@ class RandomCameraDataModule(pl.LightningDataModule):
     """Random training cameras, a circle of validation and test views."""
 
     cfg: RandomCameraDataModuleConfig
+    config_class = RandomCameraDataModuleConfig
+    train_dataset_class = RandomCameraIterableDataset
 
     def __init__(self, cfg: Any = None) -> None:
         super().__init__()
-        self.cfg = parse_structured(RandomCameraDataModuleConfig, cfg)
+        self.cfg = parse_structured(self.config_class, cfg)
 
     def setup(self, stage: str | None = None) -> None:
         if stage in (None, "fit"):
-            self.train_dataset = RandomCameraIterableDataset(
+            self.train_dataset = self.train_dataset_class(
                 self.cfg, first_step=self._batches_done, batches_per_step=self._accumulated
             )
         if stage in (None, "fit", "validate"):

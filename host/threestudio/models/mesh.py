@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.unwrap import unwrap
 
 
@@ -180,7 +181,9 @@ class Mesh:
         )
         parts = whole.split(only_watertight=False)
         if len(parts) == 0:
-            raise ValueError("The mesh is empty: the surface lies outside of the box, or there is none yet.")
+            raise ConfigValueError(
+                "The mesh is empty: the surface lies outside of the box, or there is none yet."
+            )
         least = outlier_n_faces_threshold
         if isinstance(least, float):
             least = max(len(part.faces) for part in parts) * least

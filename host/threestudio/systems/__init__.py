@@ -1,5 +1,5 @@
 """Training loops."""
 
-from threestudio.systems import base, dreamfusion
+from threestudio.systems import base, dreamfusion, eff_dreamfusion, latentnerf, magic3d, sdi, sjc
 
-__all__ = ["base", "dreamfusion"]
+__all__ = ["base", "dreamfusion", "eff_dreamfusion", "latentnerf", "magic3d", "sdi", "sjc"]

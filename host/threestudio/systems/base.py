@@ -250,7 +250,11 @@ class BaseLift3DSystem(BaseSystem):
         )
 
     def _make(self, role: str, **parts: Any) -> Any:
-        """The ``role``_type of the config, from the config of that role.
+        """The ``role``_type of the config, from the config of that role."""
+        return self._class_of(role)(self.cfg[role], **parts)
+
+    def _class_of(self, role: str) -> Any:
+        """The class that ``role``_type names.
 
         Raises:
             UnknownNameError: it is not given, not registered, or registered as something else.
@@ -267,7 +271,7 @@ class BaseLift3DSystem(BaseSystem):
             raise UnknownNameError(
                 f"system.{key} is {name!r}, which is registered as {found}. As {kind}: {choices}."
             )
-        return cls(self.cfg[role], **parts)
+        return cls
 
     def _convert_geometry(self) -> Any:
         path = find_last_path(self.cfg.geometry_convert_from)
@@ -298,6 +302,10 @@ class BaseLift3DSystem(BaseSystem):
     # ---- messages ------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        # the exporter is made after the training, which is late to hear of a mistake
+        exporter = self._class_of("exporter")
+        if hasattr(exporter, "Config"):
+            parse_structured(exporter.Config, self.cfg.exporter)
         if self._save_dir is not None:
             threestudio.info(f"Validation results will be saved to {self.get_save_dir()}")
         else:

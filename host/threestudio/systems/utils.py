@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +12,18 @@ from torch.optim import Optimizer, lr_scheduler
 
 import threestudio
 from threestudio.utils.config import config_to_primitive
-from threestudio.utils.errors import ConfigValueError, UnknownNameError, did_you_mean
+from threestudio.utils.errors import (
+    ConfigValueError,
+    UnknownKeyError,
+    UnknownNameError,
+    UnknownPartError,
+    closest,
+    did_you_mean,
+    is_user_error,
+)
+
+_OPTIMIZER_KEYS = ("name", "args", "params")
+_SCHEDULER_KEYS = ("name", "interval", "args", "milestones", "schedulers")
 
 
 def get_scheduler(name: str) -> type:
@@ -30,20 +43,55 @@ def _named(module: Any, name: str, base: type, what: str) -> type:
         ]
         names = [key for key in names if not key.startswith("_") and key != base.__name__]
         raise UnknownNameError(
-            f"Unknown {what} {name!r}.{did_you_mean(str(name), names)}\nThere is: {', '.join(sorted(names))}."
+            f"system.{what}.name: there is no {name!r} in {module.__name__}.{did_you_mean(str(name), names)}"
+            f"\nThere is: {', '.join(sorted(names))}."
         )
     return cls
+
+
+def _check_keys(config: Any, known: Iterable[str], what: str) -> None:
+    """A key that looks like a known one is a mistake; others are for references from elsewhere to them.
+
+    Raises:
+        UnknownKeyError: there is such a key.
+    """
+    for key in config:
+        if key not in known and closest(str(key), known):
+            raise UnknownKeyError(
+                f"Unknown key {key!r} in system.{what}.{did_you_mean(str(key), known)} "
+                f"Its keys: {', '.join(known)}."
+            )
+
+
+def _check_arguments(cls: type, arguments: Mapping[str, Any], what: str) -> None:
+    """Raises:
+    UnknownKeyError: ``cls`` has no argument of that name.
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.name not in ("params", "optimizer")]
+    for key in arguments:
+        if key not in known:
+            raise UnknownKeyError(
+                f"Unknown key {key!r} in system.{what} of {cls.__name__}.{did_you_mean(key, known)} "
+                f"Its keys: {', '.join(known)}."
+            )
 
 
 def getattr_recursive(owner: Any, attr: str) -> Any:
     """``getattr`` along dots: ``"geometry.encoding"``.
 
     Raises:
-        AttributeError: a part that does not exist; the message names it and its owner.
+        UnknownPartError: (an AttributeError) a part that does not exist; the message names it and its owner.
     """
     for part in attr.split("."):
         if not hasattr(owner, part):
-            raise AttributeError(f"{attr!r}: {type(owner).__name__} has no {part!r}.")
+            parts = list(getattr(owner, "_modules", {})) + list(getattr(owner, "_parameters", {}))
+            listed = f" It has: {', '.join(sorted(parts))}." if parts else ""
+            raise UnknownPartError(
+                f"{attr!r}: {type(owner).__name__} has no {part!r}.{did_you_mean(part, parts)}{listed}"
+            )
         owner = getattr(owner, part)
     return owner
 
@@ -65,15 +113,20 @@ def parse_optimizer(config: Any, model: nn.Module) -> Optimizer:
 
     Raises:
         UnknownNameError: no such optimizer.
-        AttributeError: ``params`` names something that ``model`` does not have.
+        UnknownPartError: (an AttributeError) ``params`` names something that ``model`` does not have.
+        UnknownKeyError: (a TypeError) an argument that the optimizer does not have.
         ConfigValueError: (a ValueError) arguments that the optimizer refuses, or overlapping groups.
     """
+    _check_keys(config, _OPTIMIZER_KEYS, "optimizer")
     groups: Any = model.parameters()
     if hasattr(config, "params") and config.params is not None:
-        groups = [
-            {"params": get_parameters(model, name), "name": name, **(args or {})}
-            for name, args in config_to_primitive(config.params).items()
-        ]
+        try:
+            groups = [
+                {"params": get_parameters(model, name), "name": name, **(args or {})}
+                for name, args in config_to_primitive(config.params).items()
+            ]
+        except UnknownPartError as error:
+            raise UnknownPartError(f"system.optimizer.params: {error}") from error
         threestudio.debug(f"Optimized: {', '.join(group['name'] for group in groups)}")
     name = config.name
     arguments = config_to_primitive(config.args)
@@ -90,14 +143,31 @@ def parse_optimizer(config: Any, model: nn.Module) -> Optimizer:
             ) from error
     else:
         optimizer_class = _named(torch.optim, name, Optimizer, "optimizer")
+    _check_arguments(optimizer_class, arguments, "optimizer.args")
     try:
         return optimizer_class(groups, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigValueError(f"optimizer {name}: {error}") from error
+        raise ConfigValueError(f"system.optimizer ({name}): {error}") from error
 
 
 def parse_scheduler_to_instance(config: Any, optimizer: Optimizer) -> Any:
-    """The bare scheduler of ``config``: ``ChainedScheduler``, ``Sequential``, or one of torch's by name."""
+    """The bare scheduler of ``config``: ``ChainedScheduler``, ``Sequential``, or one of torch's by name.
+
+    Raises:
+        UnknownNameError: no such scheduler.
+        UnknownKeyError: (a TypeError) an argument that it does not have.
+        ConfigValueError: (a ValueError) arguments that it refuses.
+    """
+    _check_keys(config, _SCHEDULER_KEYS, "scheduler")
+    try:
+        return _scheduler(config, optimizer)
+    except (TypeError, ValueError) as error:
+        if is_user_error(error):
+            raise
+        raise ConfigValueError(f"system.scheduler ({config.name}): {error}") from error
+
+
+def _scheduler(config: Any, optimizer: Optimizer) -> Any:
     if config.name == "ChainedScheduler":
         return lr_scheduler.ChainedScheduler(
             [parse_scheduler_to_instance(c, optimizer) for c in config.schedulers]
@@ -106,10 +176,9 @@ def parse_scheduler_to_instance(config: Any, optimizer: Optimizer) -> Any:
         schedulers = [parse_scheduler_to_instance(c, optimizer) for c in config.schedulers]
         return lr_scheduler.SequentialLR(optimizer, schedulers, milestones=list(config.milestones))
     arguments = config_to_primitive(config.args)
-    try:
-        return get_scheduler(config.name)(optimizer, **arguments)
-    except TypeError as error:
-        raise ConfigValueError(f"scheduler {config.name}: {error}") from error
+    cls = get_scheduler(config.name)
+    _check_arguments(cls, arguments, "scheduler.args")
+    return cls(optimizer, **arguments)
 
 
 def parse_scheduler(config: Any, optimizer: Optimizer) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class UnknownKeyError(UserError, TypeError):
     """A config key that the section does not have."""
 
 
+class UnknownPartError(UserError, AttributeError):
+    """A config names a part of the system that it does not have."""
+
+
 class ConfigValueError(UserError, ValueError):
     """A config value of the wrong type or outside its range."""
 
@@ -48,6 +52,10 @@ class CheckpointError(UserError, RuntimeError):
 
 class ModelError(UserError, OSError):
     """A pretrained model that is missing, damaged, or out of reach."""
+
+
+class ConversionError(UserError, TypeError):
+    """A geometry that cannot be made from the one of another run."""
 
 
 class BatchError(UserError, TypeError):

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from threestudio.utils.errors import ConfigValueError, did_you_mean
+from threestudio.utils.shape import ShapeLoss as ShapeLoss
+
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over the last dimension, which is kept."""
@@ -103,7 +106,7 @@ def get_activation(name: str | None) -> Callable[[Tensor], Tensor]:
     """The activation called ``name``, one of ours or of ``torch.nn.functional``; None is the identity.
 
     Raises:
-        ValueError: there is none of that name.
+        ConfigValueError: (a ValueError) there is none of that name.
     """
     if name is None:
         return _ACTIVATIONS["none"]
@@ -112,8 +115,10 @@ def get_activation(name: str | None) -> Callable[[Tensor], Tensor]:
         return _ACTIVATIONS[name]
     function = getattr(F, name, None)
     if function is None:
-        raise ValueError(
-            f"Unknown activation {name!r}: {', '.join(_ACTIVATIONS)}, or one of torch.nn.functional."
+        names = [*_ACTIVATIONS, *(key for key in vars(F) if key.islower() and not key.startswith("_"))]
+        raise ConfigValueError(
+            f"Unknown activation {name!r}.{did_you_mean(name, names)} There is: {', '.join(_ACTIVATIONS)}, "
+            "and those of torch.nn.functional."
         )
     return function
 
@@ -255,6 +260,26 @@ def get_projection_matrix(fovy: Tensor, aspect_wh: float, near: float, far: floa
     return proj
 
 
+def mask_ray_directions(
+    H: int, W: int, s_H: int, s_W: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Which pixels of an H x W picture to render instead of all: indices [s_H, s_W], x + W y.
+
+    They are an even grid over three quarters of either side, at a random place.
+    """
+    low = [int(torch.randint(0, size // 8 + 1, (), generator=generator)) for size in (H, W)]
+    rows, columns = (
+        torch.linspace(0, 0.75 * size - 1, count).long() + first
+        for size, count, first in zip((H, W), (s_H, s_W), low, strict=True)
+    )
+    return rows[:, None] * W + columns
+
+
+def get_full_projection_matrix(c2w: Tensor, proj_mtx: Tensor) -> Tensor:
+    """The product c2w proj_mtx [..., 4, 4], for row vectors."""
+    return c2w @ proj_mtx
+
+
 def get_mvp_matrix(c2w: Tensor, proj_mtx: Tensor) -> Tensor:
     """World to clip space [B, 4, 4] for column vectors: projection times the inverse of the rigid ``c2w``."""
     w2c = torch.zeros_like(c2w)
@@ -359,11 +384,11 @@ def validate_empty_rays(ray_indices: Tensor, t_start: Tensor, t_end: Tensor) -> 
     return ray_indices.new_zeros(1), zero, zero
 
 
-def shifted_expotional_decay(a: float, b: float, c: float, r: float) -> float:
+def shifted_expotional_decay(a: float, b: float, c: float, r: float | Tensor) -> float | Tensor:
     """a exp(-b r) + c."""
-    return a * math.exp(-b * r) + c
+    return a * (torch.exp(-b * r) if isinstance(r, Tensor) else math.exp(-b * r)) + c
 
 
-def shifted_cosine_decay(a: float, b: float, c: float, r: float) -> float:
+def shifted_cosine_decay(a: float, b: float, c: float, r: float | Tensor) -> float | Tensor:
     """a cos(b r + c) + a."""
-    return a * math.cos(b * r + c) + a
+    return a * (torch.cos(b * r + c) if isinstance(r, Tensor) else math.cos(b * r + c)) + a

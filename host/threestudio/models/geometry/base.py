@@ -12,7 +12,7 @@ from torch import Tensor
 from threestudio.models.isosurface import isosurface
 from threestudio.models.mesh import Mesh
 from threestudio.utils.base import BaseModule
-from threestudio.utils.errors import ConfigValueError
+from threestudio.utils.errors import ConfigValueError, ConversionError
 from threestudio.utils.ops import scale_tensor
 
 
@@ -48,9 +48,9 @@ class BaseGeometry(BaseModule):
         """This kind of geometry in the shape of ``other``.
 
         Raises:
-            TypeError: there is no way from that kind to this one.
+            ConversionError: (a TypeError) there is no way from that kind to this one.
         """
-        raise TypeError(f"There is no conversion from {type(other).__name__} to this geometry.")
+        raise ConversionError(f"There is no conversion from {type(other).__name__} to this geometry.")
 
     def export(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What an exporter may want to know at some points, e.g. "features"."""

@@ -19,7 +19,7 @@ from threestudio.models.geometry.normals import (
     no_normals,
 )
 from threestudio.models.networks import get_encoding, get_mlp, with_slope
-from threestudio.utils.errors import ConfigValueError
+from threestudio.utils.errors import ConfigValueError, ConversionError
 from threestudio.utils.ops import get_activation
 
 _BIASES = {"blob_dreamfusion": blob_dreamfusion, "blob_magic3d": blob_magic3d}
@@ -247,10 +247,10 @@ class ImplicitVolume(BaseImplicitGeometry):
             copy_net: take its features, and predicted normals, too, where both have them alike.
 
         Raises:
-            TypeError: ``other`` is another kind of geometry.
+            ConversionError: (a TypeError) ``other`` is another kind of geometry.
         """
         if not isinstance(other, ImplicitVolume):
-            raise TypeError(
+            raise ConversionError(
                 f"An implicit-volume can be made from another one, not from {type(other).__name__}."
             )
         made = ImplicitVolume(cfg, **kwargs)

@@ -169,6 +169,11 @@ class StableDiffusionGuidance(BaseObject):
 
     # ---- the model -----------------------------------------------------------------------------------------
 
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the model's latents; 64 for Stable Diffusion."""
+        return self.model.latent_size
+
     def set_min_max_steps(self, min_step_percent: float = 0.02, max_step_percent: float = 0.98) -> None:
         """The range that timesteps are drawn from, both ends included, of fractions of all timesteps."""
         last = self.num_train_timesteps - 1
@@ -277,10 +282,15 @@ class StableDiffusionGuidance(BaseObject):
         if grad_img is not None:
             out["loss_sds_img"] = _loss_with_gradient(image, self._clipped(grad_img))
         if guidance_eval:
-            out["eval"] = self.guidance_eval(**step)
-            cameras = zip(out["eval"]["noise_levels"], *(view.tolist() for view in views), strict=False)
-            out["eval"]["texts"] = [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in cameras]
+            out["eval"] = self._pictures(step, views)
         return out
+
+    def _pictures(self, step: dict[str, Any], views: tuple[Tensor, Tensor, Tensor]) -> dict[str, Any]:
+        """`guidance_eval`, and the texts beside its pictures."""
+        shown = self.guidance_eval(**step)
+        cameras = zip(shown["noise_levels"], *(view.tolist() for view in views), strict=False)
+        texts = [f"n{n:.02f}\ne{e:.01f}\na{a:.01f}\nc{c:.02f}" for n, e, a, c in cameras]
+        return {**shown, "texts": texts}
 
     def compute_grad_sds(
         self,

@@ -5,6 +5,13 @@ from threestudio.models.materials import (
     diffuse_with_point_light_material,
     neural_radiance_material,
     no_material,
+    sd_latent_adapter_material,
 )
 
-__all__ = ["base", "diffuse_with_point_light_material", "neural_radiance_material", "no_material"]
+__all__ = [
+    "base",
+    "diffuse_with_point_light_material",
+    "neural_radiance_material",
+    "no_material",
+    "sd_latent_adapter_material",
+]

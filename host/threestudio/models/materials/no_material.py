@@ -10,6 +10,7 @@ from torch import Tensor
 import threestudio
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.networks import get_mlp
+from threestudio.utils.errors import ConfigValueError
 from threestudio.utils.ops import get_activation
 
 
@@ -44,7 +45,7 @@ class NoMaterial(BaseMaterial):
         if self.use_network:
             features = self.network(features.reshape(-1, features.shape[-1])).view(*features.shape[:-1], -1)
         elif features.shape[-1] != self.cfg.n_output_dims:
-            raise ValueError(
+            raise ConfigValueError(
                 f"no-material without a network needs {self.cfg.n_output_dims} features a point, "
                 f"got {features.shape[-1]}: set geometry.n_feature_dims, or material.mlp_network_config."
             )

@@ -166,14 +166,14 @@ class ProgressiveBandHashGrid(nn.Module, Updateable):
         self.n_level, self.n_features_per_level = config["n_levels"], config["n_features_per_level"]
         self.start_level, self.start_step = config["start_level"], config["start_step"]
         self.update_steps = config["update_steps"]
-        if not 0 <= self.start_level <= self.n_level or self.update_steps < 1:
+        if self.start_level < 0 or self.update_steps < 1:
             raise ConfigValueError(
-                f"ProgressiveBandHashGrid: start_level must be 0 to n_levels ({self.n_level}) and "
-                f"update_steps at least 1, got {self.start_level} and {self.update_steps}."
+                "ProgressiveBandHashGrid: start_level must be at least 0 and update_steps at least 1, got "
+                f"{self.start_level} and {self.update_steps}."
             )
         self.mask: Tensor
         self.register_buffer("mask", torch.zeros(self.n_output_dims), persistent=False)
-        self._show(self.start_level)
+        self._show(min(self.start_level, self.n_level))
 
     def _show(self, n_levels: int) -> None:
         self.current_level = n_levels

@@ -21,11 +21,11 @@ from threestudio.models.networks.encodings import (
     SphericalHarmonics,
 )
 from threestudio.models.networks.hash_grid import HashGrid
-from threestudio.models.networks.hash_layout import DEFAULTS
+from threestudio.models.networks.hash_layout import DEFAULTS, OTHER_KEYS
 from threestudio.models.networks.mlp import TCNN_OTYPES, SphereInitVanillaMLP, TinyMLP, VanillaMLP
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import config_to_primitive
-from threestudio.utils.errors import ConfigValueError, did_you_mean
+from threestudio.utils.errors import ConfigValueError, UnknownKeyError, did_you_mean
 from threestudio.utils.misc import get_device
 
 _PLAIN = {"Frequency": Frequency, "SphericalHarmonics": SphericalHarmonics, "Identity": Identity}
@@ -33,6 +33,27 @@ _GRIDS = ("HashGrid", "Grid")
 _PROGRESSIVE = ("ProgressiveBandHashGrid", "ProgressiveBandFrequency")
 _BANDS = ("start_level", "start_step", "update_steps")
 _ENCODINGS = (*_GRIDS, *_PLAIN, *_PROGRESSIVE)
+_ENCODING_KEYS = (
+    *DEFAULTS,
+    *OTHER_KEYS,
+    *_BANDS,
+    "scale",
+    "offset",
+    "n_frequencies",
+    "n_masking_step",
+    "degree",
+)
+_MLP_KEYS = (
+    "otype",
+    "activation",
+    "output_activation",
+    "n_neurons",
+    "n_hidden_layers",
+    "sphere_init",
+    "sphere_init_radius",
+    "inside_out",
+    "weight_norm",
+)
 _MLPS = ("VanillaMLP", "SphereInitVanillaMLP", *TCNN_OTYPES)
 
 
@@ -64,6 +85,20 @@ def _unknown(role: str, otype: str, choices: tuple[str, ...]) -> ConfigValueErro
     )
 
 
+def _check_keys(config: dict[str, Any], role: str, known: tuple[str, ...]) -> None:
+    """Every key is one that some otype reads; those of another otype may stay behind when it is changed.
+
+    Raises:
+        UnknownKeyError: one is not.
+    """
+    for key in config:
+        if key not in known:
+            raise UnknownKeyError(
+                f"Unknown key {key!r} of {role} ({config['otype']}).{did_you_mean(str(key), known)} "
+                f"There is: {', '.join(known)}."
+            )
+
+
 def _needs(config: dict[str, Any], *keys: str) -> None:
     missing = [key for key in keys if key not in config]
     if missing:
@@ -82,10 +117,12 @@ def get_encoding(n_input_dims: int, config: Any) -> CompositeEncoding:
 
     Raises:
         ConfigValueError: an otype that is not there, or a value out of range.
-        UnknownKeyError: a key that a hash grid does not have.
+        UnknownKeyError: a key that no encoding, or not a hash grid, has.
     """
     config = _plain(config, "an encoding")
     include_xyz = bool(config.pop("include_xyz", False))
+    if tcnn() is None:
+        _check_keys(config, "an encoding", _ENCODING_KEYS)
     return CompositeEncoding(_encoding(n_input_dims, config), include_xyz=include_xyz)
 
 
@@ -142,9 +179,12 @@ def get_mlp(n_input_dims: int, n_output_dims: int, config: Any) -> nn.Module:
 
     Raises:
         ConfigValueError: an otype that is not there, or a missing key.
+        UnknownKeyError: a key that no network has.
     """
     config = _plain(config, "a network")
     otype = config["otype"]
+    if tcnn() is None:
+        _check_keys(config, "a network", _MLP_KEYS)
     if otype == "VanillaMLP":
         _needs(config, "n_neurons", "n_hidden_layers")
         return VanillaMLP(n_input_dims, n_output_dims, config)

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "base_resolution": 16,
     "per_level_scale": 2.0,
 }
-_OTHER_KEYS = ("otype", "type", "hash", "interpolation", "include_xyz")
+OTHER_KEYS = ("otype", "type", "hash", "interpolation", "include_xyz")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def layout_of(n_dims: int, config: dict[str, Any]) -> Layout:
         UnknownKeyError: a key that a hash grid does not have.
         ConfigValueError: a value out of range.
     """
-    known = (*DEFAULTS, *_OTHER_KEYS)
+    known = (*DEFAULTS, *OTHER_KEYS)
     for key in config:
         if key not in known:
             raise UnknownKeyError(
