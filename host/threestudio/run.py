@@ -17,6 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -374,7 +375,8 @@ def _naming_the_key(cfg: ExperimentConfig, file: str) -> Iterator[None]:
         key = _key_of(cfg, error.name)
         if key is None:
             raise
-        kind = ROLES.get(key.rpartition(".")[2])
+        mixed_in = str(OmegaConf.select(cfg, key)).partition(":")[2].split(",")
+        kind = None if error.name in mixed_in else ROLES.get(key.rpartition(".")[2])
         message = unknown_name(str(error.name), threestudio.__modules__, kind)
         raise UnknownNameError(f"{key} in {file}: {message}", name=error.name) from error
 

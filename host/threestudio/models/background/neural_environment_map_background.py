@@ -56,6 +56,7 @@ class NeuralEnvironmentMapBackground(BaseBackground):
     cfg: Config
 
     def configure(self) -> None:
+        get_activation(self.cfg.color_activation)  # a name that is not there is told now
         self.encoding = get_encoding(3, self.cfg.dir_encoding_config)
         self.network = get_mlp(
             self.encoding.n_output_dims, self.cfg.n_output_dims, self.cfg.mlp_network_config

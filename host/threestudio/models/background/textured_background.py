@@ -38,6 +38,7 @@ class TexturedBackground(BaseBackground):
     cfg: Config
 
     def configure(self) -> None:
+        get_activation(self.cfg.color_activation)  # a name that is not there is told now
         shape = (1, self.cfg.n_output_dims, self.cfg.height, self.cfg.width)
         self.texture = nn.Parameter(torch.randn(shape))
 

@@ -103,6 +103,7 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     def configure(self) -> None:
         super().configure()
+        get_activation(self.cfg.density_activation)  # a name that is not there is told now
         self.encoding = get_encoding(self.cfg.n_input_dims, self.cfg.pos_encoding_config)
         self.density_network = self._network(1)
         if self.cfg.n_feature_dims > 0:

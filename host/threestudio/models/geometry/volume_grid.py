@@ -60,6 +60,7 @@ class VolumeGrid(BaseImplicitGeometry):
 
     def configure(self) -> None:
         super().configure()
+        get_activation(self.cfg.density_activation)  # a name that is not there is told now
         self.grid_size = tuple(self.cfg.grid_size)
         self.grid = nn.Parameter(torch.zeros(1, self.cfg.n_feature_dims + 1, *self.grid_size))
         self.density_scale: Tensor

@@ -57,6 +57,7 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
     requires_normal: bool = True
 
     def configure(self) -> None:
+        get_activation(self.cfg.albedo_activation)  # a name that is not there is told now
         self.ambient_light_color: Tensor
         self.diffuse_light_color: Tensor
         for key in ("ambient_light_color", "diffuse_light_color"):

@@ -42,6 +42,7 @@ class NeuralRadianceMaterial(BaseMaterial):
     cfg: Config
 
     def configure(self) -> None:
+        get_activation(self.cfg.color_activation)  # a name that is not there is told now
         self.encoding = get_encoding(3, self.cfg.dir_encoding_config)
         self.n_input_dims = self.cfg.input_feature_dims + self.encoding.n_output_dims
         self.network = get_mlp(self.n_input_dims, 3, self.cfg.mlp_network_config)

@@ -34,6 +34,7 @@ class NoMaterial(BaseMaterial):
     cfg: Config
 
     def configure(self) -> None:
+        get_activation(self.cfg.color_activation)  # a name that is not there is told now
         self.requires_normal = self.cfg.requires_normal
         self.use_network = self.cfg.input_feature_dims is not None and self.cfg.mlp_network_config is not None
         if self.use_network:
