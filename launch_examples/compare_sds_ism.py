@@ -18,32 +18,25 @@ import argparse
 import html
 import json
 import platform
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from toybox import captions, page, runs
-from toybox.grade import Grade, Grader, score
+from toybox import captions, page, runs, trials
+from toybox.grade import Grader
 from toybox.measures import detail, object_mask, saturation
+from toybox.trials import AZIMUTHS, Mistake, card, mean, percent
 from toybox.truth import true_views
 
 ROOT = Path(__file__).resolve().parents[1]
 REPRESENTATIONS = ("gs", "nerf")
 METHODS = ("sds", "ism")
-AZIMUTHS = [45.0 * k for k in range(8)]
-SHOWN = [0, 2, 4, 6]  # of AZIMUTHS: front, left, back, right
 INSTANCES = 3  # true objects that detail and saturation are compared with
-LAST_LINES = 15  # of a failed arm's log
-
-
-class Mistake(Exception):
-    """What was asked for cannot be done; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -94,66 +87,18 @@ class Result:
 
 def command_of(arm: Arm, options: argparse.Namespace) -> list[str]:
     """The command line of an arm, which resumes if there is a checkpoint."""
-    trial = trial_of(arm, options.out)
     given = {
-        "name": "runs",
-        "exp_root_dir": str(options.out),
-        "tag": arm.name,
-        "use_timestamp": "false",
         "seed": arm.seed,
         "system.prompt_processor.prompt": json.dumps(options.prompt, ensure_ascii=False),
         "data.n_val_views": 4,
         "trainer.val_check_interval": "${even:10}",
-        "trainer.log_every_n_steps": "${even:100}",
         "checkpoint.every_n_train_steps": "${even:10}",
-        "checkpoint.save_top_k": 1,
     }
     if options.steps is not None:
         given["trainer.max_steps"] = options.steps
     if arm.scale is not None:
         given["system.guidance.guidance_scale"] = arm.scale
-    if (trial / "ckpts/last.ckpt").exists():
-        given["resume"] = json.dumps(str(trial / "ckpts/last.ckpt"))
-    overrides = [f"{key}={value}" for key, value in given.items()]
-    return [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        "--config",
-        str(arm.config),
-        "--train",
-        *overrides,
-        *options.overrides,
-    ]
-
-
-def trial_of(arm: Arm, out: Path) -> Path:
-    return out / "runs" / arm.name
-
-
-def train(arm: Arm, options: argparse.Namespace) -> str | None:
-    """Train an arm unless it is finished; the last lines of its log if it failed."""
-    done = trial_of(arm, options.out) / "finished.json"
-    if done.exists():
-        return None
-    log = options.out / "logs" / f"{arm.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with subprocess.Popen(
-        command_of(arm, options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        with log.open("wb") as file:
-            while chunk := process.stdout.read1(4096):
-                file.write(chunk)
-                file.flush()
-                sys.stderr.write(chunk.decode(errors="replace"))
-                sys.stderr.flush()
-    if process.returncode == 130:
-        raise KeyboardInterrupt
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-        return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no output"
-    done.write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
-    return None
+    return trials.command(arm.config, arm.name, options.out, given, options.overrides)
 
 
 # ---- judging -----------------------------------------------------------------------------------------------
@@ -161,12 +106,8 @@ def train(arm: Arm, options: argparse.Namespace) -> str | None:
 
 def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Result:
     """Pictures and numbers of a finished arm."""
-    trial = trial_of(arm, out)
-    frames = runs.turntable(trial)
-    video = trial / "turntable.mp4"
-    if not video.exists():
-        page.write_video(video, frames)
-    views = np.stack(runs.nearest(frames, AZIMUTHS))
+    trial = trials.trial_of(arm.name, out)
+    video, views = trials.look(trial)
     masks = [object_mask(view) for view in views]
     logged = {name: points for name, points in runs.curves(trial).items() if name.startswith("train/")}
     loss = logged.get("train/loss_sds", [])
@@ -175,40 +116,19 @@ def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Re
         video=video,
         views=views,
         seconds_per_step=runs.seconds_per_step(loss),
-        detail=_mean(detail(view, mask) for view, mask in zip(views, masks, strict=True)),
-        saturation=_mean(saturation(view, mask) for view, mask in zip(views, masks, strict=True)),
+        detail=mean(detail(view, mask) for view, mask in zip(views, masks, strict=True)),
+        saturation=mean(saturation(view, mask) for view, mask in zip(views, masks, strict=True)),
         loss=[(step, value) for step, value, _ in loss],
     )
     if spec is not None:
-        wanted = [captions.Spec(spec.object, spec.color, view=_direction(a)) for a in AZIMUTHS]
-        grades = grader(_channels_first(views))
-        given = score(grades, wanted)
-        result.object, result.color, result.direction = given.object, given.color, given.view
-        result.sure = _sure(grades, spec)
+        opinion = trials.grade(views, spec, grader)
+        result.object, result.color = opinion.object, opinion.color
+        result.direction, result.sure = opinion.direction, opinion.sure
         result.belief = [
-            (step, _sure(grader(_channels_first(pictures)), spec))
+            (step, trials.sure(grader(trials.channels_first(pictures)), spec))
             for step, pictures in runs.training_views(trial).items()
         ]
     return result
-
-
-def _sure(grades: Sequence[Grade], spec: captions.Spec) -> float:
-    """The probability that the grader gives the right object, mean over the views."""
-    return _mean(grade.probabilities["object"][spec.object] for grade in grades)
-
-
-def _direction(azimuth: float) -> str | None:
-    """The view word, None halfway between two."""
-    around = {captions.direction(15.0, azimuth + e) for e in (-1.0, 1.0)}
-    return around.pop() if len(around) == 1 else None
-
-
-def _channels_first(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
-
-
-def _mean(values: object) -> float:
-    return float(np.mean(list(values)))
 
 
 @dataclass(frozen=True)
@@ -232,8 +152,8 @@ def truth_of(spec: captions.Spec, camera: runs.Camera, size: int, out: Path) -> 
     return Truth(
         video,
         instances[0],
-        _mean(detail(view, mask) for view, mask in every),
-        _mean(saturation(view, mask) for view, mask in every),
+        mean(detail(view, mask) for view, mask in every),
+        mean(saturation(view, mask) for view, mask in every),
     )
 
 
@@ -287,33 +207,16 @@ def table_of(results: Sequence[Result], truth: Truth | None) -> tuple[list[str],
     return header, rows
 
 
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.0f} %"
-
-
 def _over(results: Sequence[Result], name: str) -> float | None:
     values = [getattr(result, name) for result in results if getattr(result, name) is not None]
-    return _mean(values) if values else None
+    return mean(values) if values else None
 
 
 def card_of(result: Result) -> str:
     if result.error is not None:
-        return (
-            f'<div class="card failed"><h3>{html.escape(result.arm.label)} failed</h3>'
-            f"<pre>{html.escape(result.error)}</pre></div>"
-        )
+        return trials.failed_card(result.arm.label, result.error)
     seen = f"object {percent(result.object)}, colour {percent(result.color)}"
     return card(result.arm.label, result.video, result.views, seen if result.object is not None else "")
-
-
-def card(title: str, video: Path, views: np.ndarray, below: str) -> str:
-    strip = np.concatenate(list(views[SHOWN]), axis=1)
-    return (
-        f'<div class="card"><h3>{html.escape(title)}</h3>'
-        f'<video src="{page.video_uri(video)}" autoplay loop muted playsinline></video>'
-        f'<img src="{page.picture_uri(strip)}" alt="front, left, back, right">'
-        f"<small>{html.escape(below)}</small></div>"
-    )
 
 
 def charts_of(representation: str, results: Sequence[Result]) -> str:
@@ -374,22 +277,6 @@ def arms_of(options: argparse.Namespace) -> list[Arm]:
     return arms
 
 
-def remember_settings(options: argparse.Namespace) -> None:
-    """Arms of one page are made alike.
-
-    Raises:
-        Mistake: the folder holds arms that were made with other settings.
-    """
-    file = options.out / "settings.json"
-    settings = {"prompt": options.prompt, "steps": options.steps, "overrides": list(options.overrides)}
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before != settings:
-            raise Mistake(f"{options.out} holds arms made with {before}: choose another --out.")
-    else:
-        page.write_page(file, json.dumps(settings, ensure_ascii=False))
-
-
 def parse_prompt(prompt: str) -> captions.Spec | None:
     """What the toybox knows of a prompt; None if nothing, and then there is no grading."""
     try:
@@ -415,18 +302,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     options.out = (options.out or ROOT / "outputs/compare" / options.prompt.replace(" ", "_")).resolve()
     arms, spec = arms_of(options), parse_prompt(options.prompt)
-    remember_settings(options)
+    settings = {"prompt": options.prompt, "steps": options.steps, "overrides": list(options.overrides)}
+    trials.remember_settings(options.out, settings)
     grader, path, truth = Grader.load(), options.out / "compare.html", None
     results: list[Result] = []
     for number, arm in enumerate(arms, start=1):
         print(f"[{number}/{len(arms)}] {arm.label}, seed {arm.seed}", file=sys.stderr)
-        error = train(arm, options)
+        error = trials.train(arm.name, options.out, partial(command_of, arm, options))
         try:
             results.append(Result(arm, error) if error else judge(arm, options.out, spec, grader))
         except FileNotFoundError as missing:  # somebody tidied up
             results.append(Result(arm, str(missing)))
         if results[-1].error is None and truth is None and spec is not None:
-            camera = runs.camera_of(trial_of(arm, options.out))
+            camera = runs.camera_of(trials.trial_of(arm.name, options.out))
             truth = truth_of(spec, camera, results[-1].views.shape[1], options.out)
         write(path, options, results, truth)
     header, rows = table_of(results, truth)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -47,6 +48,33 @@ def _two_threads():
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """`load_script("gallery")` is the module in launch_examples/gallery.py, loaded once."""
+
+    def load(name: str) -> ModuleType:
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, ROOT / f"launch_examples/{name}.py")
+            sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+            spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def small_prior(tmp_path_factory) -> Path:
+    """A tiny diffusion model with a card, for runs of two steps."""
+    import yaml
+    from tiny import save_prior
+
+    folder = save_prior(tmp_path_factory.mktemp("prior") / "tiny", vae="tiny")
+    card = {"name": "tiny", "path": ".", "image_size": 32, "latent_size": 8, "render_size": 32}
+    card |= {"num_points": 50, "guidance_scale": 3.0, "dtype": "float32"}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    return folder
 
 
 @pytest.fixture

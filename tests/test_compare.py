@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -10,30 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tiny import save_prior
 
 from toybox import captions
 
-ROOT = Path(__file__).parents[1]
 
-
-@pytest.fixture(scope="module")
-def compare():
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "launch_examples/compare_sds_ism.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compare"]
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    folder = save_prior(tmp_path_factory.mktemp("prior") / "tiny", vae="tiny")
-    card = {"name": "tiny", "path": ".", "image_size": 32, "latent_size": 8, "render_size": 32}
-    card |= {"num_points": 50, "guidance_scale": 3.0, "dtype": "float32"}
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
-    return folder
+@pytest.fixture
+def compare(load_script):
+    return load_script("compare_sds_ism")
 
 
 def options_of(prior: Path, out: Path) -> list[str]:
@@ -46,8 +28,8 @@ def options_of(prior: Path, out: Path) -> list[str]:
     ]
 
 
-def test_two_steps_of_each_and_again(compare, prior, tmp_path, capfd, monkeypatch):
-    given = options_of(prior, tmp_path)
+def test_two_steps_of_each_and_again(compare, small_prior, tmp_path, capfd, monkeypatch):
+    given = options_of(small_prior, tmp_path)
     assert compare.main([*given, "--arms", "sds:7.5,ism"]) == 0
     text = (tmp_path / "compare.html").read_text()
     assert text.count('src="data:video/mp4;base64,') == 3  # two arms and the truth

@@ -1,8 +1,6 @@
 """The gallery: a finished run is graded and shown, not trained again."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +11,12 @@ from toybox import cameras, sdf
 from toybox.dataset import composite
 from toybox.objects import OBJECTS
 
-ROOT = Path(__file__).parents[1]
 PROMPT = "a red mushroom"
 
 
-@pytest.fixture(scope="module")
-def gallery():
-    spec = importlib.util.spec_from_file_location("gallery", ROOT / "launch_examples/gallery.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gallery"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gallery"]
+@pytest.fixture
+def gallery(load_script):
+    return load_script("gallery")
 
 
 @pytest.fixture
