@@ -49,6 +49,7 @@ print(*mine)
         "lucid-dreamer-system",
         "lucid-gaussian-renderer",
         "lucid-gaussian-splatting",
+        "lucid-guidance-swap",
         "lucid-ism-guidance",
         "lucid-mesh-exporter",
         "lucid-ply-exporter",
