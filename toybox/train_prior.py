@@ -128,11 +128,11 @@ def export(vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTokenizer, targ
 
     new = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     for name, module in (("vae", vae), ("unet", model.unet), ("text_encoder", model.text_encoder)):
-        half = (
-            module.__class__.from_config(module.config)
-            if name != "text_encoder"
-            else module.__class__(module.config)
-        )
+        if name == "text_encoder":
+            half = module.__class__(module.config)
+        else:  # without the private keys, such as where it was loaded from
+            config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+            half = module.__class__.from_config(config)
         half.load_state_dict(module.state_dict())
         half.to(torch.float16).save_pretrained(new / name, safe_serialization=True)
     make_scheduler().save_pretrained(new / "scheduler")
