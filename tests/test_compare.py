@@ -24,7 +24,7 @@ def options_of(prior: Path, out: Path) -> list[str]:
         f"system.guidance.prior={prior}",
         f"system.prompt_processor.cache_dir={out}/cache",
         *("data.height=16", "data.batch_size=2", "data.eval_height=32", "data.n_test_views=9"),
-        *("system.geometry.num_points=50", "system.geometry.capacity=100"),
+        *("system.geometry.init=shape:ball", "system.geometry.num_points=50", "system.geometry.capacity=100"),
     ]
 
 

@@ -25,6 +25,7 @@ SHORT = [
     "data.batch_size=2",
     "data.eval_height=16",
     "data.n_test_views=3",
+    "system.geometry.init=shape:ball",
     "system.geometry.num_points=50",
     "system.geometry.capacity=100",
     "system.density.start=0",
@@ -114,6 +115,7 @@ def test_published_numbers_arrive():
     assert cfg.trainer.max_steps == 5000
     assert (data.height, data.width, data.batch_size) == (512, 512, 4)
     assert geometry.num_points == 100_000
+    assert (geometry.init, geometry.text_model, geometry.init_color) == ("text", "pointe", False)
     assert list(geometry.lr_means) == [0, 5.6e-4, 5.6e-6, 5000]
     assert geometry.lr_opacities == 0.05
     assert (density.start, density.until, density.every, density.reset_every) == (100, 3000, 100, 300)

@@ -19,6 +19,7 @@ GAUSSIANS = [
     "data.batch_size=2",
     "data.eval_height=16",
     "data.n_test_views=3",
+    "system.geometry.init=shape:ball",
     "system.geometry.num_points=50",
     "system.geometry.capacity=100",
     "system.prompt_processor.prompt=abc",

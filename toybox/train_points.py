@@ -59,7 +59,7 @@ NETWORK = {"width": 192, "layers": 6, "heads": 6, "out_channels": 6, "as_tokens"
 # How it is sampled. xyz times 0.9 keeps the toybox (up to 1.06) within the denoiser's clamp. At sigma 40
 # points say nothing about the shape any more; steps are few because they take their time on a CPU.
 STAGE = Stage(
-    points=2048, steps=20, sigma_min=5e-3, sigma_max=40.0, s_churn=2.0, guidance_scale=1.5, xyz_scale=0.9
+    points=1024, steps=20, sigma_min=5e-3, sigma_max=40.0, s_churn=2.0, guidance_scale=1.5, xyz_scale=0.9
 )
 
 BATCH, POINTS = 48, 256  # clouds a step, of all processes together; points of each

@@ -30,6 +30,7 @@ PUBLISHED: dict[str, Any] = {
     # size of the object and of the cloud; world units
     "init_radius": 0.5,
     "text_model": "pointe",  # what makes points of text
+    "init_color": False,  # whether they keep their colours; grey otherwise
     "init_scale": 1.0,  # of a Gaussian, in distances to its neighbours
     "capacity": 1_000_000,
     # learning rates: one number, or first and last (geometric in between)

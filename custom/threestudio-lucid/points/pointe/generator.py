@@ -304,7 +304,7 @@ def generate(
     Args:
         prompt: what it should be, without words about the view.
         generator: on the CPU; same state, same points.
-        model: "mini", the bundled prior (about 2000 points in the unit ball); "pointe", the public models
+        model: "mini", the bundled prior (about 1000 points in the unit ball); "pointe", the public models
             (4096 points, within +-0.5); or a folder in the bundled one's format.
         points: how many the first stage draws; None: as the model is meant. Point-E knows 1024 only.
         steps, guidance_scale: of the first stage; None: the model's own.
