@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.ply import read_ply
@@ -37,9 +36,9 @@ from threestudio_lucid.gaussians.surface import mesh_of
 from threestudio_lucid.points.meshes import sample_surface
 from toybox import captions, clouds, page, runs, trials
 from toybox.grade import Grader
-from toybox.objects import OBJECTS
+from toybox.grade_points import chamfer
 from toybox.trials import Mistake, mean, percent
-from toybox.truth import true_views
+from toybox.truth import build, true_views
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = (
@@ -92,24 +91,13 @@ class Result:
 # ---- geometry ----------------------------------------------------------------------------------------------
 
 
-def chamfer(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean distance from points [N, 3] to the nearest of [M, 3], and back, averaged.
-
-    >>> chamfer(np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 3.0]]))
-    1.5
-    """
-    there, back = cKDTree(b).query(a)[0], cKDTree(a).query(b)[0]
-    return 0.5 * float(there.mean() + back.mean())
-
-
 @cache
 def true_surfaces(spec: captions.Spec) -> tuple[np.ndarray, ...]:
     """Points [POINTS, 3] on the surface of each of `INSTANCES` true objects."""
-    thing, found = OBJECTS[spec.object], []
-    for seed in range(INSTANCES):
-        parts = thing.build(spec.color, np.random.default_rng(seed), spec.part_color)
-        found.append(clouds.sample_surface(parts, POINTS, np.random.default_rng(seed))[0])
-    return tuple(found)
+    return tuple(
+        clouds.sample_surface(build(spec, seed), POINTS, np.random.default_rng(seed))[0]
+        for seed in range(INSTANCES)
+    )
 
 
 def surface_of(trial: Path) -> np.ndarray | None:
@@ -133,11 +121,10 @@ def surface_of(trial: Path) -> np.ndarray | None:
 
 def true_points(spec: captions.Spec, out: Path) -> Path:
     """A file with points of a true object and their colours, to start from."""
-    name = captions.caption(spec.object, spec.color, spec.part_color).replace(" ", "_")
+    name = captions.caption(spec.object, spec.color, spec.part_color, pose=spec.pose).replace(" ", "_")
     path = out / "true" / f"{name}.npz"
     if not path.exists():
-        parts = OBJECTS[spec.object].build(spec.color, np.random.default_rng(0), spec.part_color)
-        points, colors = clouds.sample_surface(parts, 4096, np.random.default_rng(0))
+        points, colors = clouds.sample_surface(build(spec, 0), 4096, np.random.default_rng(0))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
         np.savez(temporary, points=points, colors=colors)

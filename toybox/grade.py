@@ -42,7 +42,6 @@ from toybox.progress import Progress
 from toybox.training import Run, warm_cosine
 
 WEIGHTS = Path(__file__).parent / "weights" / "grader"
-MINI_POINTS = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini/points"
 BARS = {"object": 0.97, "color": 0.95, "view": 0.90}  # for samples of a prior
 PEAK_RATE, MUON_RATE = 1e-3, 0.02
 
@@ -357,10 +356,13 @@ class View(NamedTuple):
     @property
     def direction(self) -> str | None:
         """The direction word for it; None on the border between two."""
-        if self.azimuth is None:
-            return None
-        words = {captions.direction(15.0, self.azimuth + e) for e in (-1.0, 1.0)}
-        return words.pop() if len(words) == 1 else None
+        return None if self.azimuth is None else direction_or_none(self.azimuth)
+
+
+def direction_or_none(azimuth: float) -> str | None:
+    """The direction word of a view from a little above, None halfway between two."""
+    words = {captions.direction(15.0, azimuth + e) for e in (-1.0, 1.0)}
+    return words.pop() if len(words) == 1 else None
 
 
 def find_views(path: Path) -> list[View]:
@@ -473,9 +475,10 @@ def _main_prior(options: argparse.Namespace) -> int:
 
 def _main_points(options: argparse.Namespace) -> int:
     from threestudio_lucid.points.pointe import load_folder
+    from threestudio_lucid.points.pointe.generator import MINI
     from toybox.grade_points import BAR, grade_points
 
-    prior = load_folder(options.prior)
+    prior = load_folder(options.prior or MINI)
     wanted = {"points": options.points, "steps": options.steps, "guidance_scale": options.guidance_scale}
     prior.stage = replace(prior.stage, **{key: value for key, value in wanted.items() if value is not None})
     result = grade_points(prior, options.n, options.seed, options.sheet)
@@ -534,7 +537,7 @@ def _parser() -> argparse.ArgumentParser:
     points = commands.add_parser(
         "points", help="grade clouds of a point prior; exit status 0 if the bar is met"
     )
-    points.add_argument("--prior", type=Path, default=MINI_POINTS, help="its folder (%(default)s)")
+    points.add_argument("--prior", type=Path, help="its folder (the bundled one)")
     points.add_argument("-n", type=int, help="clouds (one for each object and colour: 270)")
     points.add_argument("--seed", type=int, default=0)
     points.add_argument("--points", type=int, help="of a cloud (the prior's)")

@@ -132,6 +132,8 @@ def grade_points(
     """
     wanted = [(name, color) for name in OBJECTS for color in COLORS]
     if n is not None:
+        if n < 1:
+            raise ValueError(f"-n is {n}: at least one cloud is needed")
         wanted = [wanted[i] for i in np.linspace(0, len(wanted) - 1, min(n, len(wanted))).round().astype(int)]
     generator = torch.Generator().manual_seed(seed)
     clouds, start = [], time.monotonic()

@@ -26,6 +26,7 @@ import toybox.threads  # noqa: F401 - before torch
 import argparse
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,7 +209,9 @@ def _train(rank: int, job: PointJob) -> None:
 def load_trained(job: PointJob) -> tuple[PointPrior, int]:
     """The model of a run with its averaged weights, and the steps it has been trained."""
     if not job.checkpoint.exists():
-        raise SystemExit(f"no {job.checkpoint}: run  python -m toybox.train_points --stage train  first")
+        raise FileNotFoundError(
+            f"no {job.checkpoint}: run  python -m toybox.train_points --stage train  first"
+        )
     state = torch.load(job.checkpoint, weights_only=True, map_location="cpu")
     model = make_model(job)
     ema = Ema(model)
@@ -261,7 +264,7 @@ def _stage_data(options: argparse.Namespace, job: PointJob) -> None:
 def _stage_train(options: argparse.Namespace, job: PointJob) -> None:
     if options.new:
         shutil.rmtree(job.folder, ignore_errors=True)
-    train(job, options.processes)
+    train(job, min(options.processes, job.batch))
 
 
 def _stage_export(options: argparse.Namespace, job: PointJob) -> None:
@@ -274,7 +277,7 @@ def _stage_export(options: argparse.Namespace, job: PointJob) -> None:
 STAGES = {"data": _stage_data, "train": _stage_train, "export": _stage_export}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m toybox.train_points",
         description=__doc__,
@@ -311,9 +314,14 @@ def main(arguments: list[str] | None = None) -> None:
         options.steps,
         batch=options.batch,
     )
-    for name in STAGES if options.stage == "all" else [options.stage]:
-        STAGES[name](options, job)
+    try:
+        for name in STAGES if options.stage == "all" else [options.stage]:
+            STAGES[name](options, job)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

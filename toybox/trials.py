@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from toybox import captions, page, runs
-from toybox.grade import Grade, Grader, score
+from toybox.grade import Grade, Grader, direction_or_none, score
 
 ROOT = Path(__file__).resolve().parents[1]
 AZIMUTHS = [45.0 * k for k in range(8)]
@@ -137,7 +137,7 @@ class Opinion:
 
 def grade(views: np.ndarray, spec: captions.Spec, grader: Grader) -> Opinion:
     """What the grader thinks of the views of `look`."""
-    wanted = [captions.Spec(spec.object, spec.color, view=_direction(azimuth)) for azimuth in AZIMUTHS]
+    wanted = [captions.Spec(spec.object, spec.color, view=direction_or_none(azimuth)) for azimuth in AZIMUTHS]
     grades = grader(channels_first(views))
     given = score(grades, wanted)
     return Opinion(given.object, given.color, given.view, sure(grades, spec))
@@ -146,12 +146,6 @@ def grade(views: np.ndarray, spec: captions.Spec, grader: Grader) -> Opinion:
 def sure(grades: Sequence[Grade], spec: captions.Spec) -> float:
     """The probability that the grader gives the right object, mean over the views."""
     return mean(grade.probabilities["object"][spec.object] for grade in grades)
-
-
-def _direction(azimuth: float) -> str | None:
-    """The view word, None halfway between two."""
-    around = {captions.direction(15.0, azimuth + e) for e in (-1.0, 1.0)}
-    return around.pop() if len(around) == 1 else None
 
 
 def channels_first(pictures: np.ndarray) -> torch.Tensor:

@@ -12,6 +12,16 @@ from toybox.objects import OBJECTS
 from toybox.sdf import render
 
 
+def build(spec: Spec, seed: int) -> np.ndarray:
+    """The table of parts of what a prompt asks for, in its colours and pose.
+
+    Args:
+        seed: which instance: they vary a little in shape and shade.
+    """
+    pose = {"pose": spec.pose} if spec.pose else {}
+    return OBJECTS[spec.object].build(spec.color, np.random.default_rng(seed), spec.part_color, **pose)
+
+
 def true_views(
     spec: Spec,
     azimuths: Sequence[float],
@@ -33,7 +43,7 @@ def true_views(
     Returns:
         [N, size, size, 3] in [0, 1].
     """
-    parts = OBJECTS[spec.object].build(spec.color, np.random.default_rng(seed), spec.part_color)
+    parts = build(spec, seed)
     pictures = []
     for azimuth in azimuths:
         rgba = render(parts, orbit(azimuth, elevation, distance), fovy, size).astype(np.float32) / 255

@@ -73,8 +73,9 @@ class LucidGaussianSplatting(BaseGeometry):
 
         def __post_init__(self) -> None:
             getattr(super(), "__post_init__", lambda: None)()
-            _initializer(self)
+            check_range("init_jitter", self.init_jitter, 0.0)
             check_range("init_radius", self.init_radius, 0.0, above=True)
+            _initializer(self)
             check_range("init_opacity", self.init_opacity, 1e-6, 1.0 - 1e-6)
             check_range("init_scale", self.init_scale, 0.0, above=True)
             check_range("num_points", self.num_points, 1)
@@ -118,7 +119,14 @@ class LucidGaussianSplatting(BaseGeometry):
         """The file that `init` names, if it holds Gaussians to be taken as they are."""
         kind, cfg = _initializer(self.cfg)
         whole = issubclass(kind, FilePoints) and not cfg.as_points and cfg.value.lower().endswith(".ply")
-        return cfg.value if whole and is_gaussian_ply(cfg.value) else None
+        if not (whole and is_gaussian_ply(cfg.value)):
+            return None
+        if cfg.fit is not None or cfg.up or cfg.front:
+            raise UserError(
+                f"{cfg.value} holds Gaussians, which are taken as they are: fit, up and front of "
+                "system.geometry.init_args do nothing to them. Add as_points: true to take centres only."
+            )
+        return cfg.value
 
     def _gaussians_from_points(self) -> Gaussians:
         kind, cfg = _initializer(self.cfg)
@@ -178,6 +186,16 @@ class LucidGaussianSplatting(BaseGeometry):
         reset_opacity(self.cloud.params, moments, self.cloud.n, maximum)
 
 
+# Settings of every kind of source, and the fields of the geometry that they come from.
+_OWN_FIELDS = {
+    "value": "init",
+    "num_points": "num_points",
+    "radius": "init_radius",
+    "jitter": "init_jitter",
+    "seed": "seed",
+}
+
+
 def _initializer(config: Any) -> tuple[type, Any]:
     """The kind of source that a config's `init` names, and the kind's own config, checked.
 
@@ -188,6 +206,9 @@ def _initializer(config: Any) -> tuple[type, Any]:
     if config.init_args is not None and not isinstance(config.init_args, Mapping):
         raise UserError(f"init_args is {config.init_args!r}; it must be a mapping such as {{fit: true}}.")
     given = dict(config.init_args or {})
+    for key, instead in _OWN_FIELDS.items():
+        if key in given:
+            raise UserError(f"init_args.{key} is not read: set system.geometry.{instead}.")
     if issubclass(kind, TextPoints):
         given.setdefault("model", config.text_model)
     given |= {

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..errors import check_range
 from .cards import find_card
 
 
@@ -41,6 +42,7 @@ def translate(
     if block.get("dtype") in ("float32", "float16") and "half_precision_weights" in theirs:
         moved["half_precision_weights"] = block["dtype"] == "float16"
     if kept.get("guidance_scale") is not None:
+        check_range("system.guidance.guidance_scale", kept["guidance_scale"], 0.0)
         moved["guidance_scale"] = max(kept["guidance_scale"] - 1.0, 0.0)
     if "max_step_percent" in theirs and (timesteps := _highest_timestep(block)) is not None:
         moved["max_step_percent"] = timesteps

@@ -115,6 +115,11 @@ class TextPoints(PointInitializer):
             for name in ("points", "steps", "guidance_scale"):
                 if getattr(self, name) is not None:
                     check_range(name, getattr(self, name), 0 if name == "guidance_scale" else 1)
+            for name in ("base", "upsampler", "text_encoder"):
+                if getattr(self, name) is not None and self.model != "pointe":
+                    raise UserError(
+                        f"init_args.{name} is of OpenAI's Point-E: set system.geometry.text_model=pointe."
+                    )
 
     cfg: Config
     takes_prompt = True
@@ -144,7 +149,6 @@ class ShapEPoints(PointInitializer):
 
     @dataclass
     class Config(PointInitializer.Config):
-        fit: Optional[bool] = True
         model: str = "openai/shap-e"
         """Hub id or folder of a ShapEPipeline."""
         guidance_scale: float = 15.0
@@ -154,6 +158,7 @@ class ShapEPoints(PointInitializer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            self.fit = True if self.fit is None else self.fit
             check_range("guidance_scale", self.guidance_scale, 0.0)
             check_range("steps", self.steps, 1)
             _check_prompt(self.value, "shap-e")

@@ -15,6 +15,12 @@ from ...errors import UserError
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 BASE_URL = f"{ADDRESS}/base_40m_textvec.pt"
 UPSAMPLER_URL = f"{ADDRESS}/upsample_40m.pt"
+OTHERWISE = "start from something else: system.geometry.init=shape:ball"
+# what readers raise at bytes that are no checkpoint
+DAMAGED = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, SafetensorError),
+    *(LookupError, ValueError, TypeError),
+)
 
 
 def is_url(where: str | Path) -> bool:
@@ -37,7 +43,7 @@ def find_checkpoint(where: str | Path, source: str) -> Path:
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint {path}. Point-E's is at {source} (160 MB): give that address and it is "
-            "downloaded, or download it yourself and give the file's path."
+            f"downloaded, or download it yourself and give the file's path. Or {OTHERWISE}."
         )
     return path
 
@@ -53,7 +59,7 @@ def _download(url: str) -> Path:
     except (OSError, RuntimeError) as error:  # HTTP and network errors are OSErrors
         raise UserError(
             f"{url} cannot be downloaded ({type(error).__name__}: {error}). Check the network, or fetch it "
-            f"on another machine and put it at {path}, or anywhere and give its path."
+            f"on another machine and put it at {path}, or anywhere and give its path. Or {OTHERWISE}."
         ) from error
     return path
 
@@ -68,10 +74,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, SafetensorError) as error:
-        reason = str(error).splitlines()[0][:160]
+    except DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise UserError(
-            f"{path} cannot be read ({reason}). Is it damaged or cut short? Get it again."
+            f"{path} cannot be read ({reason}). Is it damaged or cut short? Delete it and get it again."
         ) from None
     if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
         raise UserError(f"{path} holds no state dict (a table of names and tensors).")

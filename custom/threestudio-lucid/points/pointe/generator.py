@@ -249,7 +249,7 @@ def load_folder(folder: str | Path = MINI, device: torch.device | str = "cpu") -
     except TypeError as error:
         raise UserError(f"{folder / CONFIG}, network: {error}. {_next_step(folder)}") from None
     model = _placed(load_weights(model, folder / WEIGHTS), device)
-    text = TextVectors.load(folder / TOKENIZER, folder / TEXT_ENCODER, device)
+    text = TextVectors.load(folder / TOKENIZER, folder / TEXT_ENCODER, device, _next_step(folder))
     if text.model.config.projection_dim != model.clip_embed.in_features:
         raise UserError(
             f"{folder} does not fit together: its text encoder writes vectors of "
@@ -282,7 +282,10 @@ def _next_step(folder: Path) -> str:
             "Get it back with `git checkout -- custom/threestudio-lucid/priors/mini/points`, or train it: "
             "`python -m toybox.train_points`."
         )
-    return "Copy it again, or train one with `python -m toybox.train_points --out FOLDER`."
+    return (
+        "Copy it again, train one with `python -m toybox.train_points --out FOLDER`, or take another: "
+        "system.geometry.text_model=mini (bundled) or pointe (OpenAI's)."
+    )
 
 
 def generate(

@@ -16,6 +16,10 @@ from torch import Tensor
 from ...errors import UserError, closest
 
 CLIP = "openai/clip-vit-large-patch14"
+NEXT_STEP = (
+    f"Point-E's is {CLIP} on the hub: `hf download {CLIP}`, or give a folder that holds it "
+    "(system.geometry.init_args.text_encoder), or start from something else: system.geometry.init=shape:ball."
+)
 
 
 class TextVectors:
@@ -27,9 +31,16 @@ class TextVectors:
 
     @classmethod
     def load(
-        cls, tokenizer: str | Path, model: str | Path, device: torch.device | str = "cpu"
+        cls,
+        tokenizer: str | Path,
+        model: str | Path,
+        device: torch.device | str = "cpu",
+        next_step: str = NEXT_STEP,
     ) -> TextVectors:
         """From folders or hub ids; a whole CLIP model will do, its half for pictures is left out.
+
+        Args:
+            next_step: what to tell who has none.
 
         Raises:
             UserError: it is not there, cannot be fetched, or is damaged.
@@ -43,12 +54,9 @@ class TextVectors:
                 encoder = CLIPTextModelWithProjection.from_pretrained(
                     model, dtype=torch.float32, use_safetensors=True, local_files_only=local
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # tokenizers and safetensors raise bare ones for damaged files
             reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"The text encoder {model} cannot be loaded ({reason}). Point-E's is {CLIP} on the hub: "
-                f"`hf download {CLIP}`, or give a folder that holds it."
-            ) from error
+            raise UserError(f"The text encoder {model} cannot be loaded ({reason}). {next_step}") from error
         return cls(words, encoder.to(device))
 
     @torch.no_grad()
