@@ -105,17 +105,18 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self._test_camera: dict[str, float] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
-        )
+        """Before training. The optimizer needs the first Gaussians, and drawing their points takes a while.
 
-    def on_fit_start(self) -> None:
-        """The prompt first, which is quick to check; then the prior. Nothing has been written yet."""
-        super().on_fit_start()
+        So first the prompt, which is quick to check, and then the prior: mistakes there are told before
+        anything is drawn, and before anything is written.
+        """
         self._check_weights()
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
+        return torch.optim.Adam(
+            self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
+        )
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
