@@ -53,6 +53,8 @@ def test_gaussians_are_taken_as_they_are_or_as_points(tmp_path):
     asset = geometry(f"file:{tmp_path}/a.ply")
     assert asset.cloud.capacity == 1200
     assert torch.equal(asset.gaussians.logit_opacities, start.logit_opacities)
+    with pytest.raises(UserError, match="taken as they are: fit, up and front"):
+        geometry(f"file:{tmp_path}/a.ply", init_args={"fit": True}).start()
     points = geometry(f"file:{tmp_path}/a.ply", init_args={"as_points": True, "fit": True}).gaussians
     assert len(points) == 300 and points.means.abs().max() < 0.6
     with pytest.raises(UserError, match=r"capacity \(for file:.*\) is 30; it must be at least 40"):
@@ -112,7 +114,9 @@ def test_without_weights_point_e_says_what_is_missing(tmp_path):
         ("file:a.obj", {"init_args": {"up": "y"}}, "up is 'y'; it must be one of: "),
         ("file:a.obj", {"init_args": {"upp": "+y"}}, "upp"),
         ("file:a.obj", {"init_args": "up"}, "init_args is 'up'; it must be a mapping"),
-        ("shape:ball", {"init_jitter": -1}, "jitter is -1"),
+        ("shape:ball", {"init_jitter": -1}, "init_jitter is -1"),
+        ("shape:ball", {"init_args": {"radius": 7}}, r"init_args.radius is not read: .*init_radius"),
+        ("text:a mug", {"init_args": {"base": "a.pt"}}, "init_args.base is of OpenAI's Point-E"),
     ],
 )
 def test_mistakes_are_told_when_the_config_is_read(init, options, message):

@@ -292,11 +292,15 @@ def test_checkpoints_that_are_damaged_malicious_or_something_else(tmp_path):
     torch.save({"x": Code()}, tmp_path / "code.pt")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
     (tmp_path / "cut.safetensors").write_bytes(b"\x08")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_bytes(b"hello world")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, message in (
         ("code.pt", "cannot be read"),
         ("cut.pt", "cannot be read"),
         ("cut.safetensors", "cannot be read"),
+        ("empty.pt", "cannot be read"),
+        ("text.pt", "cannot be read"),
         ("list.pt", "no state dict"),
     ):
         with pytest.raises(UserError, match=message):
@@ -326,6 +330,12 @@ def test_unknown_words_and_broken_folders(folder):
     assert known_words(" A  red, mug. ", WORDS, "it") == "a red, mug"
     with pytest.raises(UserError, match="There is no point prior in"):
         load_folder(folder / "nothing")
+    encoder = folder / "text_encoder" / "model.safetensors"
+    whole = encoder.read_bytes()
+    encoder.write_bytes(whole[:50])
+    with pytest.raises(UserError, match=r"text encoder .* cannot be loaded .*train_points"):
+        load_folder(folder)
+    encoder.write_bytes(whole)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model.safetensors does not exist.*train_points"):
         load_folder(folder)
