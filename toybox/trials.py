@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -26,6 +26,18 @@ LAST_LINES = 15  # of a failed run's log
 
 class Mistake(Exception):
     """What was asked for cannot be done; the message says what to change."""
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Exit with what a script's `main` returns; 2 and one line for a user's mistake, 130 for Ctrl-C."""
+    try:
+        sys.exit(main())
+    except (Mistake, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 # ---- training ----------------------------------------------------------------------------------------------
