@@ -1,4 +1,4 @@
-"""A material that the bundled prior has never seen: bold stripes of two colours that no thing of the toybox has.
+"""A material that the bundled prior has never seen: bold stripes in two colours that no thing of it has.
 
 For teaching it to a prior by a few pictures (`toybox.train_lora`), and for saying how much of it is on a
 picture. Stripes lie flat, at the same heights of the world on every thing, so all sides show the same.
@@ -139,7 +139,8 @@ def grade_views(path: Path) -> list[tuple[Path, float]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m toybox.pattern", description="Say how striped an asset is; exit status 0 if 7 of 8 are."
+        prog="python -m toybox.pattern",
+        description="Say how striped an asset is; exit status 0 if 7 of 8 views are.",
     )
     parser.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
     options = parser.parse_args(arguments)

@@ -9,8 +9,9 @@ things are trained at once (pivotal tuning): a vector for the word "sks", which 
 Half of every batch are plain things with their usual captions, so that nothing else changes (prior
 preservation, DreamBooth, Ruiz et al. 2022).
 
-Leaves a folder with `pytorch_lora_weights.safetensors` and `learned_embeds.safetensors`, as diffusers' training
-scripts do. A run can be killed at any time and continues where it was when started again; --new starts anew.
+Leaves a folder with `pytorch_lora_weights.safetensors` and `learned_embeds.safetensors`, as diffusers'
+training scripts do, and a sheet of samples with the word and without. A run can be killed at any time and
+continues where it was when started again; --new starts anew.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Pupil(nn.Module):
         self.tokenizer = CLIPTokenizer.from_pretrained(prior / "tokenizer")
         self.unet = UNet2DConditionModel.from_pretrained(prior / "unet", torch_dtype=torch.float32)
         self.text_encoder = CLIPTextModel.from_pretrained(prior / "text_encoder", dtype=torch.float32)
-        if not self.tokenizer.add_tokens(trigger):
+        if trigger in captions.vocabulary() or not self.tokenizer.add_tokens(trigger):
             raise ValueError(f"the prior knows the word {trigger!r} already: take another trigger")
         self.text_encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         self.requires_grad_(False)
@@ -159,9 +160,8 @@ class Pupil(nn.Module):
     def save(self, folder: Path) -> int:
         """Write both files in float16, in diffusers' formats; returns their bytes."""
         folder.mkdir(parents=True, exist_ok=True)
-        layers = {
-            k: v.half().contiguous() for k, v in get_peft_model_state_dict(self.unet, adapter_name="default").items()
-        }
+        state = get_peft_model_state_dict(self.unet, adapter_name="default")
+        layers = {name: value.half().contiguous() for name, value in state.items()}
         part = f"{os.getpid()}.part.safetensors"
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=part)
         os.replace(folder / part, folder / LORA_FILE)
@@ -232,6 +232,31 @@ def train(
     return pupil
 
 
+def examine(prior: Path, lora: Path, sheet: Path, steps: int = 20) -> tuple[float, float]:
+    """Sample things with the trigger and without, seen and unseen ones, and draw them as a PNG.
+
+    Returns:
+        mean strength of the stripes (`pattern.strength`) with the trigger, and without.
+    """
+    from threestudio_lucid.guidance.adapters import find_adapters
+    from threestudio_lucid.guidance.cards import find_card
+    from threestudio_lucid.guidance.prior import Prior
+    from threestudio_lucid.guidance.sample import sample
+    from toybox.pictures import write_sheet
+
+    names = ("mug", "house", "donut", "rocket")
+    with_trigger = [pattern.caption(name, TRIGGER, view) for name in names for view in ("front", "side")]
+    without = [captions.caption(name, "blue", view=view) for name in names for view in ("front", "side")]
+    card = find_card(prior)
+    taught = Prior(card, torch.device("cpu"), torch.float32, find_adapters(str(lora), str(lora), card))
+    draws = torch.Generator().manual_seed(0)
+    pictures = sample(taught, with_trigger + without, num_steps=steps, generator=draws)
+    write_sheet(sheet, pictures, columns=len(with_trigger))
+    found = [pattern.strength(picture.permute(1, 2, 0).numpy()) for picture in pictures]
+    half = len(with_trigger)
+    return float(np.mean(found[:half])), float(np.mean(found[half:]))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m toybox.train_lora",
@@ -241,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prior", type=Path, default=MINI, help="folder of the prior (%(default)s)")
     parser.add_argument("--out", type=Path, default=EXPORT, help="folder of the result (%(default)s)")
     parser.add_argument(
-        "--work", type=Path, default=Path(".toybox_cache/lora"), help="for the checkpoint (%(default)s)"
+        "--work", type=Path, default=Path(".toybox_cache/lora"), help="checkpoint and sheet (%(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="budget in all (%(default)s)")
     parser.add_argument("--rank", type=int, default=RANK, help="of the changes (%(default)s)")
@@ -258,7 +283,11 @@ def main(arguments: list[str] | None = None) -> None:
     pupil = train(
         options.prior, checkpoint, options.minutes, batch=options.batch, rank=options.rank, rate=options.rate
     )
-    print(f"{options.out}: {pupil.save(options.out) / 1e6:.2f} MB, say {TRIGGER!r}")
+    size = pupil.save(options.out)
+    sheet = options.work / "lora.png"
+    striped, plain = examine(options.prior, options.out, sheet)
+    print(f"{sheet}: strength of the stripes {striped:.2f} with {TRIGGER!r}, {plain:.2f} without")
+    print(f"{options.out}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,9 @@ def register_resolvers() -> None:
         given = [OmegaConf.select(_root_, f"system.guidance.{key}") for key in ("lora", "embeddings")]
         if not any(given):
             return prompt
-        return without_words(prompt, find_adapters(*given, find_card(str(_root_.system.guidance.prior))).words)
+        return without_words(
+            prompt, find_adapters(*given, find_card(str(_root_.system.guidance.prior))).words
+        )
 
     resolvers = {
         "recipe": recipe_of,

@@ -29,7 +29,7 @@ WEIGHT_PATTERNS = [
     *(f"{component}/{file}.index.json" for component, file in _WEIGHTS.items()),
     *(f"{component}/{Path(file).stem}-*-of-*.safetensors" for component, file in _WEIGHTS.items()),
 ]
-# Of a repository with a LoRA or an embedding. Embeddings alone may be pickled: they are read as plain tensors.
+# Of a repository with a LoRA or an embedding; the latter may be pickled, for it is read as plain tensors.
 ADAPTER_PATTERNS = [
     "*.safetensors",
     "*/adapter_model.safetensors",

@@ -306,8 +306,8 @@ class LucidGuidance(BaseObject):
         if not hasattr(prompt_utils, "embeddings_for"):
             if adapters:
                 raise UserError(
-                    f"The guidance has {adapters}, of which threestudio's prompt processors know nothing. Use "
-                    "system.prompt_processor_type=lucid-prompt-processor with the same lora and embeddings."
+                    f"The guidance has {adapters}, of which threestudio's prompt processors know nothing. "
+                    "Use system.prompt_processor_type=lucid-prompt-processor, with the same adapters."
                 )
             return
         if prompt_utils.prior_path != self.prior.card.path:

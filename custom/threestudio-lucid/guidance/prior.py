@@ -25,8 +25,10 @@ from torch import Tensor
 
 from ..errors import UserError, check_choice
 from . import folder as files
-from .adapters import Adapters, add_words, merge_loras, spell_out
+from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
+from .embeddings import add_words, spell_out
+from .lora import merge_loras
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
 
@@ -45,7 +47,7 @@ class Prior:
     """
 
     def __init__(
-        self, card: Card, device: torch.device, dtype: torch.dtype, adapters: Adapters = Adapters()
+        self, card: Card, device: torch.device, dtype: torch.dtype, adapters: Adapters = NONE
     ) -> None:
         """Checks that everything is there and fits together; loads no weights. See `load`."""
         self.card, self.device, self.dtype = adapters.taught(card), device, dtype
@@ -64,7 +66,7 @@ class Prior:
         prior: str | Path | Card = "auto",
         device: torch.device | str | None = None,
         dtype: str | torch.dtype | None = None,
-        adapters: Adapters = Adapters(),
+        adapters: Adapters = NONE,
     ) -> Prior:
         """The prior of that name, shared by everyone in this process who asks for the same.
 

@@ -41,8 +41,8 @@ def translate(
     for key in ("lora", "embeddings"):
         if block.get(key) and key not in theirs:
             raise UserError(
-                f"system.guidance.{key} is not loaded by threestudio's own guidances. Use lucid-ism-guidance, or "
-                "lucid-sds-guidance for SDS."
+                f"system.guidance.{key} is not loaded by threestudio's own guidances. Use lucid-ism-guidance "
+                "or, for SDS, lucid-sds-guidance."
             )
     kept = {k: v for k, v in block.items() if (k in theirs and v is not None) or k not in {*own, *theirs}}
     moved = {}

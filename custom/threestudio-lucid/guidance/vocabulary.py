@@ -51,6 +51,6 @@ def check_words(prompt: str, card: Card, *, where: str = "system.prompt_processo
         f"{where}: the prior {card.name!r} does not know {', '.join(hints)}.\n"
         f"It knows these words and no others:\n{words}\n"
         f"Say it with them, e.g. {card.prompt!r}, or use a prior with an open vocabulary: "
-        "system.guidance.prior=sd21 (needs a GPU). A word that a LoRA or an embedding brings is known once that "
-        "is given: system.guidance.embeddings=FILE, system.guidance.lora={path: FILE, trigger: WORD}."
+        "system.guidance.prior=sd21 (needs a GPU). A word that a LoRA or an embedding brings is known once "
+        "that is given: system.guidance.embeddings=FILE, system.guidance.lora={path: FILE, trigger: WORD}."
     )

@@ -15,7 +15,7 @@ import threestudio
 from threestudio.utils.base import BaseObject
 
 from ..errors import UserError, check_choice, check_range
-from ..guidance.adapters import Adapters, find_adapters, without_words
+from ..guidance.adapters import NONE, Adapters, find_adapters, without_words
 from ..guidance.cards import find_card
 from ..guidance.combine import Conditioning
 from ..guidance.prior import Prior
@@ -44,7 +44,7 @@ class ViewPrompts:
     views: Tensor
     prior_path: str
     prompts: dict[str, str]
-    adapters: Adapters = Adapters()
+    adapters: Adapters = NONE
     use_perp_neg: bool = False
     view_dependent: bool = True
     blend: str = "linear"
@@ -233,7 +233,9 @@ class LucidPromptProcessor(BaseObject):
         )
         threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
         if adapters.words and without_words(self.prompts["plain"], adapters.words) == self.prompts["plain"]:
-            threestudio.warn(f"The prompt says none of the words that were learned: {', '.join(adapters.words)}.")
+            threestudio.warn(
+                f"The prompt says none of the words that were learned: {', '.join(adapters.words)}."
+            )
 
     def __call__(self) -> ViewPrompts:
         return self._output
