@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,8 +46,6 @@ def save_lora(folder: Path, width: int = 16) -> Path:
 @pytest.fixture
 def prior(small_prior, tmp_path) -> Path:
     """The tiny prior with a LoRA called stripes, as the config names it."""
-    import shutil
-
     folder = Path(shutil.copytree(small_prior, tmp_path / "prior"))
     save_lora(folder / "lora" / "stripes")
     return folder
@@ -59,15 +61,21 @@ def arguments(prior: Path, folder: Path, *overrides: str) -> list[str]:
     ]
 
 
-def launch(config: str, given: list[str]) -> int:
-    """The command line in this process; returns its exit code."""
+@pytest.fixture
+def launch(monkeypatch):
+    """The command line in this process, for a config and overrides; returns its exit code."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     spec = importlib.util.spec_from_file_location("launch", ROOT / "launch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main(["--config", str(ROOT / f"configs/{config}.yaml"), "--train", *given])
+    logger = threestudio.logger
+    state = (logger.handlers, logger.propagate, logger.level)
+    yield lambda name, given: module.main(["--config", str(ROOT / f"configs/{name}.yaml"), "--train", *given])
+    logger.handlers, logger.propagate, logger.level = state
 
 
-def test_two_steps_twice_are_the_same_and_the_lora_matters(prior, tmp_path, monkeypatch):
+def test_two_steps_twice_are_the_same_and_the_lora_matters(prior, tmp_path, launch, monkeypatch):
     told = []
     monkeypatch.setattr(threestudio, "info", told.append)
     results = {}
@@ -131,7 +139,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("overrides", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_end_with_one_message_and_code_2(prior, tmp_path, capsys, overrides, message):
+def test_mistakes_end_with_one_message_and_code_2(prior, tmp_path, launch, capsys, overrides, message):
     wide = tmp_path / "wide.safetensors"
     save_file({"sks": torch.zeros(768)}, wide)
     other = save_lora(tmp_path / "other", width=32)
@@ -143,7 +151,7 @@ def test_mistakes_end_with_one_message_and_code_2(prior, tmp_path, capsys, overr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_trigger_is_told(prior, tmp_path, capsys):
+def test_an_unknown_trigger_is_told(prior, tmp_path, launch, capsys):
     """The bundled prior with a LoRA, and a word that neither brings."""
     given = [
         *arguments(prior, tmp_path),
@@ -155,3 +163,17 @@ def test_an_unknown_trigger_is_told(prior, tmp_path, capsys):
     told = " ".join(capsys.readouterr().err.split())
     assert "does not know 'zwx'" in told and "system.guidance.embeddings=FILE" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.graded
+def test_the_bundled_lora_in_three_dimensions(tmp_path):
+    """A shorter run than the config's: the stripes are on all sides of the mug."""
+    from toybox import pattern
+
+    command = [sys.executable, "launch.py", "--config", "configs/lora.yaml", "--train"]
+    given = ["trainer.max_steps=300", "use_timestamp=false", f"exp_root_dir={tmp_path}"]
+    done = subprocess.run([*command, *given], cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [value for _, value in pattern.grade_views(tmp_path / "lora/a_sks_mug")]
+    assert len(found) == 8
+    assert sum(value > pattern.THRESHOLD for value in found) >= 7, found

@@ -162,8 +162,7 @@ def check_added(prior: Path, lora, expected: dict[tuple[str, str], torch.Tensor]
 # --- the weights --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.5, -0.25])
-@pytest.mark.parametrize("text_model", ["text_model.", ""])
+@pytest.mark.parametrize(("weight", "text_model"), [(1.0, "text_model."), (0.5, ""), (-0.25, "text_model.")])
 def test_diffusers(prior, layers, tmp_path, weight, text_model):
     file = diffusers_file(tmp_path, layers, text_model)
     check_added(

@@ -130,9 +130,8 @@ def merge_loras(model: Any, component: str, loras: Iterable[Lora], prior: str) -
     for lora in loras:
         for file in lora.files:
             with _fitting(file, component, prior), warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # PEFT's, of a second adapter and of settings it does not know
+                # PEFT's, of a second adapter and of settings it does not know
+                warnings.simplefilter("ignore")
                 if _add(model, component, file, name := f"lora_{len(names)}"):
                     names.append(name)
                     weights.append(lora.weight)
@@ -146,7 +145,7 @@ def _add(model: Any, component: str, file: Path, name: str) -> bool:
     By PEFT alone, which treats both models alike: what diffusers 0.42 makes of a text encoder's LoRA depends
     on which of its layers are there.
     """
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
     state, metadata = read_lora(file)
     if strange := [key for key in state if not key.startswith(("unet.", "text_encoder."))]:
@@ -156,8 +155,7 @@ def _add(model: Any, component: str, file: Path, name: str) -> bool:
         return False
     if not all(value.isfinite().all() for value in part.values()):
         raise ValueError("the file is damaged: not all of its numbers are finite")
-    settings = _of(component, metadata or {})
-    config = LoraConfig(**settings) if settings else _config_of(part)
+    config = _config_of(part, _of(component, metadata or {}))
     inject_adapter_in_model(config, model, adapter_name=name)
     set_peft_model_state_dict(model, part, adapter_name=name)
     loaded = get_peft_model_state_dict(model, adapter_name=name)
@@ -185,11 +183,13 @@ def _as_peft(model: Any, component: str, part: dict[str, Tensor]) -> dict[str, T
     return {start + key.removeprefix("text_model."): value for key, value in part.items()}
 
 
-def _config_of(part: Mapping[str, Tensor]) -> LoraConfig:
-    """Settings for layers that were saved without: the ranks they have, and alpha the same."""
+def _config_of(part: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraConfig:
+    """Settings for the layers of a file: those saved with it, or the ranks they have and alpha the same."""
     from peft import LoraConfig
 
     ranks = {key.split(".lora_A.")[0]: value.shape[0] for key, value in part.items() if ".lora_A." in key}
+    if settings:
+        return LoraConfig(**{**settings, "target_modules": list(ranks)})
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
     return LoraConfig(
