@@ -6,8 +6,8 @@
 The pictures are four striped things from four sides (`toybox.pattern`), called "a sks mug, front view". Two
 things are trained at once (pivotal tuning): a vector for the word "sks", which the prior does not know
 (textual inversion, Gal et al. 2022), and low-rank changes of the denoiser's weights (LoRA, Hu et al. 2021).
-The bundled result is of 770 steps, six minutes of one free core. Half of every batch are plain things with their usual captions, so that nothing else changes (prior
-preservation, DreamBooth, Ruiz et al. 2022).
+Half of every batch are plain things with their usual captions, so that nothing else changes (prior
+preservation, DreamBooth, Ruiz et al. 2022). The bundled result is of 770 steps, six minutes of a free core.
 
 Leaves a folder with `pytorch_lora_weights.safetensors` and `learned_embeds.safetensors`, as diffusers'
 training scripts do, and a sheet of samples with the word and without. A run can be killed at any time and
