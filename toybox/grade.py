@@ -478,7 +478,8 @@ def _main_points(options: argparse.Namespace) -> int:
     from threestudio_lucid.points.pointe.generator import MINI
     from toybox.grade_points import BAR, grade_points
 
-    prior = load_folder(options.prior or MINI)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior = load_folder(options.prior or MINI, device)
     wanted = {"points": options.points, "steps": options.steps, "guidance_scale": options.guidance_scale}
     prior.stage = replace(prior.stage, **{key: value for key, value in wanted.items() if value is not None})
     result = grade_points(prior, options.n, options.seed, options.sheet)
