@@ -66,6 +66,10 @@ class LucidGuidance(BaseObject):
         """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        compile: bool = False
+        """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
+        cuda_graphs: bool = True
+        """On CUDA, launch each network's kernels as one; what they compute stays the same."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None
@@ -122,6 +126,7 @@ class LucidGuidance(BaseObject):
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
