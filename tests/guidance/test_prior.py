@@ -460,3 +460,16 @@ def test_single_file_needs_configs(saved_priors, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="is not at"):
         Prior.load(dataclasses.replace(card, config=str(saved_priors["kl"])), "cpu")
+
+
+def test_networks_are_compiled_once(saved_priors, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    prior = load(saved_priors["kl"])
+    expected = prior.predict(latents(), 500, torch.zeros(2, 7, prior.unet.config.cross_attention_dim))
+    prior.speed_up(compiled=True)
+    prior.speed_up(compiled=True)
+    assert [module for module, _ in compiled] == [prior.unet, prior.vae.encoder]
+    assert all(options == {"dynamic": False} for _, options in compiled)
+    actual = prior.predict(latents(), 500, torch.zeros(2, 7, prior.unet.config.cross_attention_dim))
+    assert torch.equal(actual, expected)

@@ -41,6 +41,7 @@ SCENES = {
 # ---- with CUDA ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cuda
 @BOTH
 @pytest.mark.parametrize("name", SCENES)
 def test_agrees_with_the_reference(backend, name):
@@ -63,6 +64,7 @@ def test_agrees_with_the_reference(backend, name):
 CLOSE = {"gsplat": ((1e-3, 1e-2), (1e-2, 1e-2)), "inria": ((1e-2, 3e-2), (3e-2, 5e-2))}
 
 
+@pytest.mark.cuda
 @BOTH
 @pytest.mark.parametrize("num", [0, 1])
 def test_few_gaussians(backend, num):
