@@ -13,23 +13,19 @@ numbers of a table come from one run; times are medians.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.report import FOLDER, print_machine, write
 from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, threads
 
 f32 = np.float32
@@ -240,33 +236,8 @@ def against_reference(shape: tuple[int, int, int, float], seconds: float) -> dic
     }  # fmt: skip
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        models = [
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": name,
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
 def print_tables(report: dict) -> None:
-    about = report["machine"]
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_machine()
     print(f"\nroofline: {report['roofline_pairs_per_s'] / 1e9:.2f} G exp-and-blend steps a second\n")
     columns = [f"{name} ms  G pairs/s  of roof" for name in ("forward", "backward")]
     print("Gaussians  pixels  views  M pairs | " + " | ".join(columns))
@@ -297,22 +268,19 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="up to 100k Gaussians at 512x512; minutes")
     parser.add_argument("--threads", type=int, help="default: as many as torch takes")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/rasterizer.json"))
+    parser.add_argument("--out", type=Path, default=FOLDER / "rasterizer.json")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
 
     seconds = 2.0 if arguments.full else 0.7
     report = {
-        "machine": machine(),
         "roofline_pairs_per_s": roofline(),
         "cpu": measure(FULL if arguments.full else SHORT, seconds),
         "reference": against_reference(REFERENCE_FULL if arguments.full else REFERENCE_SHORT, seconds),
     }
     print_tables(report)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\nwritten: {arguments.out}")
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import threestudio_lucid  # noqa: F401 - registers its modules
 from benchmarks import report
 from benchmarks.shapes import sd21_shape
 from threestudio.utils.config import load_config
+from threestudio_lucid.recipe import find_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -220,6 +221,7 @@ def measure(config: str, overrides: list[str], steps: int, warm_up: int) -> dict
     views = int(system.trainer.datamodule.cfg.batch_size)
     flops, rate = model_flops(prior), matmul_rate(prior.device, prior.dtype)
     result["flops_per_sample"], result["matmul_flops_per_second"] = flops, rate
+    result["run_steps"] = find_recipe(prior.card.path)["steps"]
     result["floor_seconds"] = (unet_samples * flops["unet"] + views * flops["vae"]) / rate
     return result
 
@@ -231,6 +233,8 @@ def print_table(result: dict[str, Any]) -> None:
         if name != "step":
             print(f"  {name:10} {1e3 * value:9.2f} ms {value / seconds['step']:6.1%}")
     print(f"  {'step':10} {1e3 * seconds['step']:9.2f} ms (median {1e3 * result['median_step']:.2f})")
+    minutes = result["run_steps"] * seconds["step"] / 60
+    print(f"  a run of {result['run_steps']} steps at this rate: {minutes:.1f} minutes")
     print(
         f"  of the guidance's own time {result['overhead_of_guidance']:.1%} is neither UNet nor VAE; "
         f"{result['unet_samples_per_step']:.1f} UNet samples a step"
