@@ -20,6 +20,8 @@ from threestudio.utils.misc import C, get_rank
 from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
 from . import stock
+from .adapters import find_adapters
+from .cards import find_card
 from .combine import Conditioning, guided_output
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
@@ -64,6 +66,10 @@ class LucidGuidance(BaseObject):
     class Config(stock.StockKeys, BaseObject.Config):
         prior: str = "auto"
         """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
+        lora: Any = None
+        """LoRA: a file, folder, hub id, name, or a list of these or of {path, weight, trigger}."""
+        embeddings: Any = None
+        """Words by textual inversion: a file, folder, hub id, or a list of these or of {path, token}."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
         compile: bool = False
@@ -122,7 +128,9 @@ class LucidGuidance(BaseObject):
         self._check_settings()
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
-        self.prior = Prior.load(stock.prior_of(self.cfg), self.device, self.cfg.dtype or dtype)
+        card = find_card(stock.prior_of(self.cfg))
+        adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where="system.guidance.")
+        self.prior = Prior.load(card, self.device, self.cfg.dtype or dtype, adapters)
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
@@ -138,6 +146,7 @@ class LucidGuidance(BaseObject):
             f"Guidance: {type(self).__name__} ({self.cfg.recipe}) with prior {card.name}, "
             f"{card.image_size} px, guidance scale {self.guidance_scale:g}, "
             f"{str(self.prior.dtype).removeprefix('torch.')} on {self.prior.device}"
+            + (f", with {adapters}" if adapters else "")
         )
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -270,12 +279,8 @@ class LucidGuidance(BaseObject):
     ) -> Conditioning:
         """Embeddings of the views, from our prompt processor or threestudio's."""
         view_dependent = self.cfg.view_dependent_prompting
+        self.check_prompts(prompt_utils)
         if hasattr(prompt_utils, "embeddings_for"):
-            if prompt_utils.prior_path != self.prior.card.path:
-                raise UserError(
-                    f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
-                    f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
-                )
             return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
 
         self._check_prompts(prompt_utils)
@@ -295,6 +300,31 @@ class LucidGuidance(BaseObject):
                 "lucid-prompt-processor with the guidance's prior."
             )
         return replace(cond, inverse=self._empty_text().expand(batch, -1, -1))
+
+    def check_prompts(self, prompt_utils: Any) -> None:
+        """The prompt must be encoded by this very prior, with the same LoRA and words.
+
+        Raises:
+            UserError: it is not; says which keys to set.
+        """
+        adapters = self.prior.adapters
+        if not hasattr(prompt_utils, "embeddings_for"):
+            if adapters:
+                raise UserError(
+                    f"The guidance has {adapters}, of which threestudio's prompt processors know nothing. "
+                    "Use system.prompt_processor_type=lucid-prompt-processor, with the same adapters."
+                )
+            return
+        if prompt_utils.prior_path != self.prior.card.path:
+            raise UserError(
+                f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
+                f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
+            )
+        if prompt_utils.adapters.fingerprint != adapters.fingerprint:
+            raise UserError(
+                f"The prompt is encoded with {prompt_utils.adapters}, the guidance has {adapters}. Set "
+                "system.prompt_processor.lora to ${system.guidance.lora}, and embeddings likewise."
+            )
 
     def _check_prompts(self, prompt_utils: Any) -> None:
         """What threestudio's prompt processor does not: check the words of a closed vocabulary, once each."""

@@ -25,8 +25,11 @@ from torch import Tensor
 
 from ..errors import UserError, check_choice
 from . import folder as files
+from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
+from .embeddings import add_words, spell_out
 from .graphs import Replayed, ReplayedWithGradient
+from .lora import merge_loras
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
 
@@ -37,15 +40,19 @@ class Prior:
     """A loaded prior. Make one with `Prior.load`, which gives the same object for the same request.
 
     Attributes:
-        card: what is known about it.
+        card: what is known about it; its vocabulary has the words of the adapters.
+        adapters: LoRA and learned words that its weights have.
         device, dtype: where and in what arithmetic UNet and VAE run. The text encoder always runs in float32.
         schedule: its noise schedule.
         latent_channels, latent_size: shape of its latents.
     """
 
-    def __init__(self, card: Card, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, card: Card, device: torch.device, dtype: torch.dtype, adapters: Adapters = NONE
+    ) -> None:
         """Checks that everything is there and fits together; loads no weights. See `load`."""
-        self.card, self.device, self.dtype = card, device, dtype
+        self.card, self.device, self.dtype = adapters.taught(card), device, dtype
+        self.adapters = adapters
         self.source = _find_source(card)
         self.single_file = self.source if self.source.is_file() else None
         self.configs = _config_folder(card) if self.single_file else self.source
@@ -61,6 +68,7 @@ class Prior:
         prior: str | Path | Card = "auto",
         device: torch.device | str | None = None,
         dtype: str | torch.dtype | None = None,
+        adapters: Adapters = NONE,
     ) -> Prior:
         """The prior of that name, shared by everyone in this process who asks for the same.
 
@@ -68,6 +76,7 @@ class Prior:
             prior: a name, folder, file or hub id (see `cards`), or a card.
             device: None: CUDA where there is one.
             dtype: "auto", "float32", "bfloat16", "float16" or a torch dtype; None: as the card says.
+            adapters: LoRA and learned words, see `adapters.find_adapters`.
 
         Raises:
             UserError: unknown name; files missing, damaged, or not fitting together; hub out of reach.
@@ -75,9 +84,9 @@ class Prior:
         card = prior if isinstance(prior, Card) else find_card(prior)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = resolve_dtype(dtype or card.dtype, device)
-        key = (repr(card), str(device), dtype)
+        key = (repr(card), str(device), dtype, adapters.fingerprint)
         if (found := _SHARED.get(key)) is None:
-            found = _SHARED[key] = cls(card, device, dtype)
+            found = _SHARED[key] = cls(card, device, dtype, adapters)
         return found
 
     # --- the five calls -------------------------------------------------------------------------------------
@@ -113,6 +122,8 @@ class Prior:
         """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask."""
         tokenizer, encoder = self._text
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        if self.adapters.embeddings:
+            prompts = [spell_out(prompt, tokenizer) for prompt in prompts]
         ids = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
@@ -177,8 +188,12 @@ class Prior:
         """UNet2DConditionModel."""
         from diffusers import UNet2DConditionModel
 
-        unet = self._component("unet", UNet2DConditionModel, self.dtype)
-        return unet.to(memory_format=self._unet_layout)
+        # LoRA is added in float32, and the sum rounded
+        dtype = torch.float32 if self.adapters.loras else self.dtype
+        unet = self._component("unet", UNet2DConditionModel, dtype)
+        with _quiet():
+            merge_loras(unet, "unet", self.adapters.loras, self.card.name)
+            return unet.to(dtype=self.dtype, memory_format=self._unet_layout)
 
     @cached_property
     def vae(self) -> Any:
@@ -201,7 +216,11 @@ class Prior:
 
         with _quiet(), _loading(self.configs):
             tokenizer = CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
-        return tokenizer, self._component("text_encoder", CLIPTextModel, torch.float32)
+        encoder = self._component("text_encoder", CLIPTextModel, torch.float32)
+        with _quiet():
+            merge_loras(encoder, "text_encoder", self.adapters.loras, self.card.name)
+            add_words(tokenizer, encoder, self.adapters.embeddings, self.card.name)
+        return tokenizer, encoder
 
     # --- how the networks are called ------------------------------------------------------------------------
 
@@ -252,10 +271,12 @@ class Prior:
         self.__dict__.pop("_text", None)
 
     def text_fingerprint(self) -> str:
-        """A hash of tokenizer and text encoder: changes exactly when embeddings of a text may change."""
+        """A hash of tokenizer, text encoder and adapters: changes when embeddings of a text may change."""
         if self.single_file:
-            return files.fingerprint_file(self.single_file)
-        return files.fingerprint(self.source, ("tokenizer", "text_encoder"))
+            own = files.fingerprint_file(self.single_file)
+        else:
+            own = files.fingerprint(self.source, ("tokenizer", "text_encoder"))
+        return own + self.adapters.fingerprint
 
     # --- loading --------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
+from ..guidance.lucid_guidance import LucidGuidance
 from ..guidance.stock import check_schedule
 from ..seeding import generator
 from . import density as timetable
@@ -114,6 +115,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
+        if isinstance(self.guidance, LucidGuidance):
+            self.guidance.check_prompts(self.prompt_utils)
         return torch.optim.Adam(
             self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
         )
