@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How many faces? The same prompts with Perp-Neg, with view prompts alone, and with neither; one page.
 
-    python launch_examples/janus.py                                      # three prompts, from a ball
+    python launch_examples/janus.py                                      # three prompts
     python launch_examples/janus.py --prompt "a robot" --seeds 3 --starts text,shape:ball
     python launch_examples/janus.py --arms perp-neg,views --steps 200 system.guidance.guidance_scale=15
 
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prompt", action="append", help=f"one or several ({'; '.join(PROMPTS)})")
     parser.add_argument("--arms", default=",".join(ARMS), help="(%(default)s)")
-    parser.add_argument("--starts", default="shape:ball", help="values of init (%(default)s)")
+    parser.add_argument("--starts", default="text", help="values of init (%(default)s)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/ism-gs.yaml", help="(%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each (%(default)s)")
     parser.add_argument("--steps", type=int, help="of training (the config's)")

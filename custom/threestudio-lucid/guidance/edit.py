@@ -9,13 +9,14 @@ The references that the score of the target prompt is compared with:
                  e(x_s, s) -> e(x_s, s, source),   e_uncond -> e(x_t, t, source)
 
              so what the two prompts share pulls nowhere, and what they differ in is guided.
-    delta    source, minus the same step at the source picture itself, with its prompt (Delta Denoising Score,
-             arXiv 2304.07090, brought to intervals):
+    delta    the step of empty, minus the same step of the source picture towards the source prompt (Delta
+             Denoising Score, arXiv 2304.07090, brought to intervals):
 
-                 grad = w(t) { [ e_g(x_t, t) - e(x_s, s) ] - [ e(x'_t, t, source) - e(x'_s, s, source) ] }
+                 grad = w(t) { [ e(x_t, t, target) - e(x_s, s) ] - [ e(x'_t, t, source) - e(x'_s, s) ] }
 
-             x' is the source picture's trajectory. What the prior would change of the source picture in any
-             case is not changed. With target = source and nothing edited yet, the gradient is exactly zero.
+             both e(., t) guided; x' is the source picture's trajectory. What the prior would change of the
+             source picture in any case is not changed. With target = source and nothing edited yet, the
+             gradient is exactly zero.
 
 The LucidDreamer paper shows such edits and neither gives a formula nor its code; these are ours.
 """
@@ -66,9 +67,9 @@ def edit_step(
     """
     if reference not in REFERENCES:
         raise ValueError(f"reference {reference!r}: expected one of {REFERENCES}")
-    if reference != "empty":
-        if cond.source is None:
-            raise ValueError(f"reference {reference!r} needs a source prompt")
+    if reference != "empty" and cond.source is None:
+        raise ValueError(f"reference {reference!r} needs a source prompt")
+    if reference == "source":
         cond = replace(cond, uncond=cond.source, inverse=cond.source)
     # fresh noise in the inversion, if any, is the same in both steps
     draws = ism.get("generator")
@@ -80,6 +81,5 @@ def edit_step(
         raise ValueError("reference 'delta' needs the source picture's latents")
     if draws is not None:
         draws.set_state(state)
-    own = Conditioning(cond.source, cond.source, cond.source)
-    still = ism_step(model, schedule, source, noise, index, own, **{**ism, "guidance_scale": 1.0})
+    still = ism_step(model, schedule, source, noise, index, replace(cond, text=cond.source), **ism)
     return replace(step, grad=step.grad - still.grad)

@@ -164,7 +164,7 @@ class LucidEditSystem(LucidDreamerSystem):
 
     def _title(self) -> str:
         source = self.cfg.prompt_processor.get("source_prompt")
-        return f"{source} → {self._prompt()}" if source else self._prompt()
+        return f"{source} to {self._prompt()}" if source else self._prompt()
 
     def metrics(self) -> dict[str, Any]:
         frozen = int(self.geometry.cloud.frozen.sum())

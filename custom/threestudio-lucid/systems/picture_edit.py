@@ -23,8 +23,9 @@ from threestudio.systems.base import BaseSystem
 from threestudio.utils.misc import C, get_device
 
 from ..data.picture import Framing
-from ..errors import UserError, check_pair, check_range
+from ..errors import UserError
 from ..guidance.prior import Prior
+from ..guidance.stock import check_schedule
 from .sheet import contact_sheet
 
 # The larger side of a picture on the sheet of before, after and difference.
@@ -45,22 +46,15 @@ class LucidPictureEditSystem(BaseSystem):
         """Registered name of the prompt processor."""
         prompt_processor: dict = field(default_factory=dict)
         """Its config."""
-        lr: Any = 0.03
-        """Learning rate of the latents, a number or a schedule that falls geometrically."""
-        adam_betas: Any = field(default_factory=lambda: [0.9, 0.99])
-        """Decay of Adam's moments."""
+        lr: Any = 0.1
+        """Step of plain gradient descent on the latents, a number or a schedule that falls geometrically.
+        Adam would make all latents move alike, those of the background too."""
 
         def __post_init__(self) -> None:
             getattr(super(), "__post_init__", lambda: None)()
-            if not isinstance(self.lr, list | tuple):
-                check_range("lr", C(self.lr, 0, 0), 0.0, above=True)
-            form = "two numbers of at least 0 and below 1, such as [0.9, 0.99]"
-            if not all(0.0 <= beta < 1.0 for beta in check_pair("adam_betas", self.adam_betas, form)):
-                raise UserError(f"adam_betas is {self.adam_betas!r}; it must be {form}.")
+            check_schedule("system.lr", self.lr, 0.0)
             if self.optimizer:
-                raise UserError(
-                    "system.optimizer is not read here: it is Adam with system.lr and adam_betas."
-                )
+                raise UserError("system.optimizer is not read here: it is gradient descent with system.lr.")
 
     cfg: Config
 
@@ -80,7 +74,7 @@ class LucidPictureEditSystem(BaseSystem):
         self.prompt_utils = self.prompt_processor()
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         getattr(self.guidance, "reference_for", lambda _: None)(self.prompt_utils)
-        return torch.optim.Adam([self.latents], lr=0.0, betas=tuple(self.cfg.adam_betas))
+        return torch.optim.SGD([self.latents], lr=0.0)
 
     # ---- one step --------------------------------------------------------------------------------------
 
@@ -138,6 +132,7 @@ class LucidPictureEditSystem(BaseSystem):
         self._files.clear()
         step, picture, edited = self.true_global_step, batch["picture"], self.edited(batch)
         self._files["edited"] = self.save_rgb_image(f"it{step}-edited.png", edited)
+        self._files["before"] = self.save_rgb_image(f"it{step}-before.png", picture)
         change = 1.0 - (edited - picture).abs()
         sheet = contact_sheet(
             _shown(picture, edited, change), ["before", "after", "difference"], self._title()
@@ -164,7 +159,7 @@ class LucidPictureEditSystem(BaseSystem):
 
     def _title(self) -> str:
         source, target = (self.cfg.prompt_processor.get(key, "") for key in ("source_prompt", "prompt"))
-        return f"{source} → {target}" if source else str(target)
+        return f"{source} to {target}" if source else str(target)
 
 
 def _shown(*pictures: Tensor) -> Tensor:
