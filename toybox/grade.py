@@ -2,6 +2,7 @@
 
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
+    python -m toybox.grade edit outputs/edit-3d/a_mug@...  # is the edit there, and the rest what it was?
     python -m toybox.grade prior                           # 300 samples of the bundled prior
     python -m toybox.grade points                          # the bundled point prior, all prompts
     python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
@@ -501,6 +502,16 @@ def _main_asset(options: argparse.Namespace) -> int:
     return 0 if both >= 7 / 8 * len(rows) else 1
 
 
+def _main_edit(options: argparse.Namespace) -> int:
+    from toybox.grade_edit import AZIMUTHS, grade_edit
+
+    result, grades = grade_edit(Grader.load(), options.path)
+    names = [f"{azimuth:.0f} degrees" for azimuth in AZIMUTHS] if len(grades) > 1 else ["edited"]
+    _print_grades([(Path(name), grade) for name, grade in zip(names, grades, strict=True)])
+    print(result.text())
+    return 0 if result.good else 1
+
+
 def _main_images(options: argparse.Namespace) -> int:
     _print_grades(list(zip(options.paths, Grader.load()(read_pictures(options.paths)), strict=True)))
     return 0
@@ -553,6 +564,10 @@ def _parser() -> argparse.ArgumentParser:
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
     asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
+
+    edit = commands.add_parser("edit", help="grade an edit; exit status 0 if 7 of 8 views are right")
+    edit.add_argument("path", type=Path, help="the folder of a run of configs/edit-3d.yaml or edit-2d.yaml")
+    edit.set_defaults(run=_main_edit)
 
     images = commands.add_parser("images", help="say what is on pictures")
     images.add_argument("paths", type=Path, nargs="+", help="PNG files")

@@ -172,6 +172,7 @@ class LucidGuidance(BaseObject):
         camera_distances: Tensor,
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
+        source_rgb: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
@@ -183,6 +184,7 @@ class LucidGuidance(BaseObject):
             elevation, azimuth: [B], degrees.
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
+            source_rgb: like `rgb`, what an edit starts from; for objectives that compare with it.
 
         Returns:
             loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
@@ -200,12 +202,13 @@ class LucidGuidance(BaseObject):
             round_up=cond.negatives is not None,
         )
 
-        images = rgb.permute(0, 3, 1, 2)
-        if coin < self.cfg.horizontal_flip:
-            images = images.flip(-1)
-        latents = self._latents(images, rgb_as_latents, noise_draws)
+        flipped = coin < self.cfg.horizontal_flip
+        source = None
+        if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
+            source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
+        latents = self._latents(rgb, rgb_as_latents, flipped, noise_draws)
         noise = self._noise(latents, noise_draws)
-        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
+        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws, source)
         grad = step.grad if self._bound is None else step.grad.clamp(-self._bound, self._bound)
 
         out = {
@@ -228,8 +231,9 @@ class LucidGuidance(BaseObject):
         cond: Conditioning,
         delta_t: int,
         generator: torch.Generator,
+        source: Tensor | None = None,
     ) -> Distillation:
-        """The objective: one step of score distillation."""
+        """The objective: one step of score distillation. `source`: latents of `source_rgb`."""
         raise NotImplementedError
 
     # --- for systems that render latents --------------------------------------------------------------------
@@ -257,8 +261,10 @@ class LucidGuidance(BaseObject):
             generator(self.cfg.seed, "guidance-noise", *key, device=self.prior.device),
         )
 
-    def _latents(self, images: Tensor, as_latents: bool, draws: torch.Generator) -> Tensor:
-        """Latents [B, C, h, w] of images [B, 3, H, W], or images that are latents at the prior's size."""
+    def _latents(self, rgb: Tensor, as_latents: bool, flipped: bool, draws: torch.Generator) -> Tensor:
+        """Latents [B, C, h, w] of images [B, H, W, 3], or images that are latents at the prior's size."""
+        images = rgb.permute(0, 3, 1, 2)
+        images = images.flip(-1) if flipped else images
         channels = self.prior.latent_channels if as_latents else 3
         if images.shape[1] != channels:
             raise ValueError(f"rgb has {images.shape[1]} channels; expected {channels}")
@@ -413,7 +419,7 @@ class LucidGuidance(BaseObject):
 class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
         return ism_step(
             self.prior.predict,
             self.prior.schedule,
@@ -421,16 +427,22 @@ class LucidISMGuidance(LucidGuidance):
             noise,
             index,
             cond,
-            delta_t=delta_t,
-            delta_s=self.settings["delta_s"],
-            xs_inv_steps=self.settings["xs_inv_steps"],
-            guidance_scale=self.guidance_scale,
-            grad_scale=self.cfg.grad_scale,
-            inversion_guidance_scale=self.cfg.inversion_guidance_scale,
-            eta=self.cfg.inversion_eta,
-            generator=generator,
-            recipe=self.cfg.recipe,
+            **self._ism_arguments(delta_t, generator),
         )
+
+    def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
+        """What the config says of the interval, for `ism_step`."""
+        return {
+            "delta_t": delta_t,
+            "delta_s": self.settings["delta_s"],
+            "xs_inv_steps": self.settings["xs_inv_steps"],
+            "guidance_scale": self.guidance_scale,
+            "grad_scale": self.cfg.grad_scale,
+            "inversion_guidance_scale": self.cfg.inversion_guidance_scale,
+            "eta": self.cfg.inversion_eta,
+            "generator": generator,
+            "recipe": self.cfg.recipe,
+        }
 
 
 @threestudio.register("lucid-sds-guidance")
@@ -439,7 +451,7 @@ class LucidSDSGuidance(LucidGuidance):
 
     keeps_sds_scale = True
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
         return sds_step(
             self.prior.predict,
             self.prior.schedule,
@@ -476,4 +488,10 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.inverse[:n],
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
+        None if cond.source is None else cond.source[:n],
     )
+
+
+def twin(draws: torch.Generator) -> torch.Generator:
+    """A generator that will draw what this one will."""
+    return torch.Generator(draws.device).set_state(draws.get_state())

@@ -49,7 +49,7 @@ from .swap import GuidanceSwap
 # How many steps in a row may lack finite gradients before a run gives up.
 PATIENCE = 10
 # Weights of our losses, and of those that threestudio's guidances return.
-OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity")
+OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity", "anchor")
 THEIR_LOSSES = ("sds_img", "sdi", "vsd", "lora", "sd", "sd_img", "train_phi")
 KNOWN_WEIGHTS = tuple(f"lambda_{name}" for name in OUR_LOSSES + THEIR_LOSSES)
 
@@ -162,6 +162,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             for name, value in values.items():
                 logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
 
+        self._restrain_gradients()
         if self._gradients_are_finite(step):
             self._control_density(optimizer, rendered, step + 1)
             self.record.update(logs)
@@ -209,6 +210,9 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         if key not in self.cfg.loss:
             raise UserError(f"system.loss.{key} is missing: it weighs {loss} (0 leaves it out).")
         return self.cfg.loss[key]
+
+    def _restrain_gradients(self) -> None:
+        """Where subclasses drop gradients of what may not move."""
 
     def _chance(self, probability: float, purpose: str, step: int) -> bool:
         return torch.rand((), generator=generator(self.cfg.seed, purpose, step)).item() < probability
@@ -327,6 +331,15 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     @torch.no_grad()
     def _save_sheet(self, step: int) -> str:
         """Views at even azimuths, each as a picture of its own, and all on one sheet."""
+        azimuths, batches = self._sheet_batches()
+        pictures = torch.cat([self(batch)["comp_rgb"] for batch in batches])
+        for azimuth, picture in zip(azimuths, pictures, strict=True):
+            self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
+        sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
+        return self.save_image(f"it{step}-views.png", sheet)
+
+    def _sheet_batches(self) -> tuple[list[float], Iterator[dict[str, Any]]]:
+        """Azimuths in degrees and batches of one view each, from the height and distance of the test."""
         camera = self._test_camera
         cameras = circle(
             self.cfg.sheet_views,
@@ -336,12 +349,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         )
         views = view_batch(cameras, camera["height"], camera["width"])
         views = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in views.items()}
-        pictures = torch.cat([self(part)["comp_rgb"] for part in split_batch(views, self.cfg.sheet_views)])
-        azimuths = cameras.azimuth.tolist()
-        for azimuth, picture in zip(azimuths, pictures, strict=True):
-            self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
-        sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
-        return self.save_image(f"it{step}-views.png", sheet)
+        return cameras.azimuth.tolist(), split_batch(views, self.cfg.sheet_views)
 
     def metrics(self) -> dict[str, Any]:
         """What the run came to; the same for the same config and seed on the same machine."""
