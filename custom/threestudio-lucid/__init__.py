@@ -21,10 +21,12 @@ _REGISTERING = (
     "prompts.processor",
     "data.cameras",
     "points.initializers",
+    "bodies.initializer",
     "gaussians.geometry",
     "renderers.gaussian",
     "systems.swap",
     "systems.lucid_dreamer",
+    "systems.avatar",
     "exporters.ply",
     "exporters.mesh",
 )

@@ -90,6 +90,12 @@ PUBLISHED: dict[str, Any] = {
     "prune_opacity": 0.005,
     "prune_scale": 0.35,
     "prune_scale_after": 0.06,
+    # avatars: the ControlNet, what it is shown of the body (bodies/maps.py), and the body's height
+    "controlnet": "jschoormans/controlnet-densepose-sd2-1-base",
+    "control_scale": 1.0,
+    "control_scores": "conditional",
+    "body_map": "viridis",
+    "body_height": 1.0,
     # NeRFs; here the numbers are threestudio's for Stable Diffusion
     "nerf_steps": 10_000,
     "nerf_batch_size": 1,

@@ -21,12 +21,13 @@ from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
 from . import stock
 from .combine import Conditioning, guided_output
+from .control import Control
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
-from .trajectory import ddim_step, x0_and_eps
+from .trajectory import Model, ddim_step, x0_and_eps
 from .vocabulary import check_words
 
 # What a field that is null in the config means, by recipe.
@@ -100,6 +101,8 @@ class LucidGuidance(BaseObject):
         """Use the texts of the views."""
         seed: int = 0
         """Of timesteps, noise and flips, which are functions of (seed, step)."""
+        control: Any = None
+        """A ControlNet, {model: ..., scores, scale, start, end}: see guidance/control.py; null: none."""
         max_items_eval: int = 4
         """Most views in the pictures of guidance_eval; -1: all."""
 
@@ -122,6 +125,7 @@ class LucidGuidance(BaseObject):
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
@@ -146,6 +150,8 @@ class LucidGuidance(BaseObject):
         high_end = high if stock.is_schedule(s["max_step_percent"]) else s["max_step_percent_end"]
         first, end = index_range(self._rate, len(self.prior.schedule), low, high, high_end)
         self._bound = None if self.cfg.grad_clip is None else C(self.cfg.grad_clip, epoch, global_step)
+        if self.control is not None:
+            self.control.scale = C(self.control.cfg.scale, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
 
@@ -158,6 +164,7 @@ class LucidGuidance(BaseObject):
         camera_distances: Tensor,
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
@@ -169,6 +176,7 @@ class LucidGuidance(BaseObject):
             elevation, azimuth: [B], degrees.
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
+            condition: what a ControlNet is shown of each view [B, 3, H, W] in [0, 1], mirrored with it.
 
         Returns:
             loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
@@ -189,6 +197,8 @@ class LucidGuidance(BaseObject):
         images = rgb.permute(0, 3, 1, 2)
         if coin < self.cfg.horizontal_flip:
             images = images.flip(-1)
+            condition = None if condition is None else condition.flip(-1)
+        cond = replace(cond, picture=condition)
         latents = self._latents(images, rgb_as_latents, noise_draws)
         noise = self._noise(latents, noise_draws)
         step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
@@ -231,6 +241,12 @@ class LucidGuidance(BaseObject):
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w], resized first; null: to the prior's size."""
         size = (latent_height or self.latent_size, latent_width or self.latent_size)
         return self.prior.decode(F.interpolate(latents.float(), size, mode="bilinear", align_corners=False))
+
+    def networks(self, cond: Conditioning) -> tuple[Model, Model]:
+        """Of the unguided scores, and of the guided one: the prior's, with or without a ControlNet."""
+        if self.control is None:
+            return self.prior.predict, self.prior.predict
+        return self.control.networks(cond.picture)
 
     # --- the parts of a step --------------------------------------------------------------------------------
 
@@ -323,12 +339,13 @@ class LucidGuidance(BaseObject):
         cond = _first(cond, n)
         path = sampling_path(prior.schedule, prior.card.num_steps)
         path = [tau, *(u for u in path if u < tau)]
-        output = guided_output(prior.predict, x, tau, cond, self.guidance_scale)
+        _, model = self.networks(cond)
+        output = guided_output(model, x, tau, cond, self.guidance_scale)
         latents = {
             "imgs_noisy": x,
             "imgs_1step": ddim_step(prior.schedule, output, x, tau, path[1]),
             "imgs_1orig": x0_and_eps(prior.schedule, output, x, tau)[0],
-            "imgs_final": denoise(prior.predict, prior.schedule, x, path, cond, self.guidance_scale),
+            "imgs_final": denoise(model, prior.schedule, x, path, cond, self.guidance_scale),
         }
         level = tau / len(prior.schedule)
         cameras = zip(
@@ -379,8 +396,9 @@ class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
     def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+        unguided, guided = self.networks(cond)
         return ism_step(
-            self.prior.predict,
+            unguided,
             self.prior.schedule,
             latents,
             noise,
@@ -395,6 +413,7 @@ class LucidISMGuidance(LucidGuidance):
             eta=self.cfg.inversion_eta,
             generator=generator,
             recipe=self.cfg.recipe,
+            guided=guided,
         )
 
 
@@ -405,8 +424,9 @@ class LucidSDSGuidance(LucidGuidance):
     keeps_sds_scale = True
 
     def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+        _, guided = self.networks(cond)  # its only one
         return sds_step(
-            self.prior.predict,
+            guided,
             self.prior.schedule,
             latents,
             noise,
@@ -441,4 +461,5 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.inverse[:n],
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
+        None if cond.picture is None else cond.picture[:n],
     )
