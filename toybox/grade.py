@@ -2,6 +2,7 @@
 
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
+    python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes and face of a run of configs/avatar.yaml
     python -m toybox.grade prior                           # 300 samples of the bundled prior
     python -m toybox.grade points                          # the bundled point prior, all prompts
     python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
@@ -500,6 +501,14 @@ def _main_asset(options: argparse.Namespace) -> int:
     return 0 if both >= 7 / 8 * len(rows) else 1
 
 
+def _main_avatar(options: argparse.Namespace) -> int:
+    from toybox.grade_avatar import grade_avatar
+
+    result = grade_avatar(options.path, options.prompt)
+    print(result.text())
+    return 0 if result.passes else 1
+
+
 def _main_images(options: argparse.Namespace) -> int:
     _print_grades(list(zip(options.paths, Grader.load()(read_pictures(options.paths)), strict=True)))
     return 0
@@ -552,6 +561,13 @@ def _parser() -> argparse.ArgumentParser:
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
     asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
+
+    avatar = commands.add_parser(
+        "avatar", help="grade an avatar's pose, clothes and face; 0 if all are right"
+    )
+    avatar.add_argument("path", type=Path, help="a run's folder")
+    avatar.add_argument("--prompt", help="what it should be (default: the run's prompt)")
+    avatar.set_defaults(run=_main_avatar)
 
     images = commands.add_parser("images", help="say what is on pictures")
     images.add_argument("paths", type=Path, nargs="+", help="PNG files")

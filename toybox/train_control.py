@@ -309,7 +309,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="data, checkpoint (%(default)s)")
     parser.add_argument("--prior", type=Path, default=PRIOR, help="folder of the prior (the bundled one)")
     parser.add_argument("--out", type=Path, default=EXPORT, help="folder of the ControlNet (%(default)s)")
-    parser.add_argument("--workers", type=int, default=cores, help="processes of the data stage (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=cores, help="processes of the data stage (%(default)s)"
+    )
     parser.add_argument(
         "--processes", type=int, default=min(cores, 8), help="that train, without CUDA (%(default)s)"
     )

@@ -25,7 +25,9 @@ def test_its_height_and_its_place():
     body = mannequin("t")
     assert body.height == pytest.approx(1.834, abs=1e-3)
     assert abs(body.vertices[:, 2].max()) == pytest.approx(abs(body.vertices[:, 2].min()), abs=0.02)
-    assert body.vertices[:, 1].max() == pytest.approx(0.21 + 0.22 + 0.20 + 0.08 + 0.085, abs=1e-3)  # fingertips
+    assert body.vertices[:, 1].max() == pytest.approx(
+        0.21 + 0.22 + 0.20 + 0.08 + 0.085, abs=1e-3
+    )  # fingertips
     assert mannequin("standing").scaled(0.5).height == pytest.approx(0.5 * mannequin("standing").height)
 
 

@@ -133,7 +133,9 @@ def mannequin(pose: str | Pose = "standing") -> Body:
     for k, joint in enumerate(JOINTS):
         mine = body.joint == k
         vertices[mine] = (body.vertices[mine] - rest[joint][0]) @ now[joint][1].T + now[joint][0]
-    posed = Body(vertices.astype(np.float32), body.faces, body.labels, body.uv, np.zeros(len(body.faces), bool))
+    posed = Body(
+        vertices.astype(np.float32), body.faces, body.labels, body.uv, np.zeros(len(body.faces), bool)
+    )
     inside = _inside(posed.corners.mean(axis=1), body.solid, now)
     return Body(posed.vertices, posed.faces, posed.labels, posed.uv, inside)
 
@@ -295,7 +297,9 @@ def unit_sphere(around: int = 24, rings: int = 12) -> tuple[np.ndarray, np.ndarr
     return vertices, np.concatenate(faces).astype(np.int32)
 
 
-def _inside(points: np.ndarray, owner: np.ndarray, now: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _inside(
+    points: np.ndarray, owner: np.ndarray, now: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """Whether points [n, 3] on the posed surface lie inside a solid that is not their own."""
     rest = frames("t")
     out = np.zeros(len(points), bool)

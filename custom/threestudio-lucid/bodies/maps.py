@@ -93,7 +93,9 @@ def check_map(name: str, where: str = "map") -> None:
 
 def see(body: Body, c2w: Tensor, fovy: Tensor, height: int, width: int) -> tuple[Fragments, np.ndarray]:
     """What B views see of a body, and their viewmats [B, 4, 4]; arguments as in `draw_maps`."""
-    viewmats, Ks = (t.cpu().numpy() for t in opencv_cameras(c2w.detach().float(), fovy.float(), height, width))
+    viewmats, Ks = (
+        t.cpu().numpy() for t in opencv_cameras(c2w.detach().float(), fovy.float(), height, width)
+    )
     return draw_triangles(body.vertices, body.faces, viewmats, Ks, width, height), viewmats
 
 

@@ -62,7 +62,9 @@ def label_faces(
     return labels, uv
 
 
-def _chart(corners: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _chart(
+    corners: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """uv [F, 3, 2] of triangles around an axis, and which of them [F] lie in front and on the left."""
     axis = (end - start) / max(float(np.linalg.norm(end - start)), 1e-9)
     front = np.array([1.0, 0.0, 0.0])

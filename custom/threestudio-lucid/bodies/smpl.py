@@ -63,7 +63,13 @@ _HELP = (
 
 
 def smpl_body(
-    path: str | Path, pose: str | Pose, height: float, *, kind: str, shape: np.ndarray, gender: str = "neutral"
+    path: str | Path,
+    pose: str | Pose,
+    height: float,
+    *,
+    kind: str,
+    shape: np.ndarray,
+    gender: str = "neutral",
 ) -> Body:
     """An SMPL or SMPL-X body in one of our poses, with the pelvis where the mannequin's stands.
 
@@ -82,7 +88,9 @@ def smpl_body(
     file = find_file(Path(path).expanduser(), kind, gender)
     data = read_model(file)
     if len(shape) > data["shapedirs"].shape[-1]:
-        raise UserError(f"system.body.shape has {len(shape)} numbers; {file} takes {data['shapedirs'].shape[-1]}.")
+        raise UserError(
+            f"system.body.shape has {len(shape)} numbers; {file} takes {data['shapedirs'].shape[-1]}."
+        )
 
     rest = _skin(lbs, data, shape, {})
     posed = _skin(lbs, data, shape, turns)
@@ -146,7 +154,9 @@ def read_model(file: Path) -> dict[str, np.ndarray]:
     wanted = {"v_template": (vertices, 3), "weights": (vertices, joints), "J_regressor": (joints, vertices)}
     wrong = [key for key, shape in wanted.items() if data[key].shape != shape]
     if wrong or joints < 22 or data["shapedirs"].ndim != 3 or len(data["f"]) == 0:
-        raise UserError(f"{file} is no SMPL or SMPL-X model: its arrays do not fit together ({', '.join(wrong)}).")
+        raise UserError(
+            f"{file} is no SMPL or SMPL-X model: its arrays do not fit together ({', '.join(wrong)})."
+        )
     return data
 
 
@@ -159,7 +169,9 @@ def _skin(lbs, data: dict[str, np.ndarray], shape: np.ndarray, turns: Pose) -> t
         rotations[0, _JOINTS[name]] = torch.from_numpy(axes.T @ rotation(*turn) @ axes).float()
     betas = torch.zeros(1, data["shapedirs"].shape[-1])
     betas[0, : len(shape)] = torch.from_numpy(shape).float()
-    tensor = {key: torch.from_numpy(np.asarray(data[key], np.float32)) for key in _KEYS if key != "kintree_table"}
+    tensor = {
+        key: torch.from_numpy(np.asarray(data[key], np.float32)) for key in _KEYS if key != "kintree_table"
+    }
     parents = torch.from_numpy(data["kintree_table"][0].astype(np.int64))
     parents[0] = -1
     posedirs = tensor["posedirs"].reshape(-1, tensor["posedirs"].shape[-1]).T
@@ -185,7 +197,9 @@ def _limb_of_faces(data: dict[str, np.ndarray], faces: np.ndarray) -> np.ndarray
     if rest == 2:  # SMPL: the hands
         limbs += ["left hand", "right hand"]
     else:  # SMPL-X: jaw, eyes, fingers
-        limbs += ["head"] * 3 + ["left hand"] * ((rest - 3) // 2) + ["right hand"] * (rest - 3 - (rest - 3) // 2)
+        limbs += (
+            ["head"] * 3 + ["left hand"] * ((rest - 3) // 2) + ["right hand"] * (rest - 3 - (rest - 3) // 2)
+        )
     return np.array([NAMES.index(limb) for limb in limbs])[joint]
 
 

@@ -76,7 +76,9 @@ def make_body(
     height = natural if height is None else height
     if kind == "file":
         return read_body(value, pose, height, up=up, front=front)
-    return smpl_body(value, pose, height, kind=kind, shape=np.asarray(shape, float).reshape(-1), gender=gender)
+    return smpl_body(
+        value, pose, height, kind=kind, shape=np.asarray(shape, float).reshape(-1), gender=gender
+    )
 
 
 # What of `make_body` belongs to some kinds alone.
@@ -93,7 +95,9 @@ def body_from_config(given: Any, where: str) -> Body:
         UserError: no mapping, unknown keys, or see `make_body`.
     """
     if not isinstance(given, Mapping):
-        raise UserError(f"{where} is {given!r}; it must be a mapping such as {{model: mannequin, pose: walking}}.")
+        raise UserError(
+            f"{where} is {given!r}; it must be a mapping such as {{model: mannequin, pose: walking}}."
+        )
     known = ("model", "pose", "height", *_OWN)
     for key in given:
         if key not in known:
@@ -103,7 +107,9 @@ def body_from_config(given: Any, where: str) -> Body:
     kind, _ = split_model(given.get("model", "mannequin"))
     for key, kinds in _OWN.items():
         if given.get(key) and kind not in kinds:
-            raise UserError(f"{where}.{key} is of {' and '.join(kinds)}, and the body is {given.get('model')!r}.")
+            raise UserError(
+                f"{where}.{key} is of {' and '.join(kinds)}, and the body is {given.get('model')!r}."
+            )
     settings = {key: value for key, value in given.items() if value is not None}
     return make_body(**settings)
 

@@ -80,13 +80,17 @@ class ControlConfig:
             UserError: no mapping, unknown keys, or values that it does not take.
         """
         if not isinstance(given, Mapping):
-            raise UserError(f"system.guidance.control is {given!r}; it must be a mapping such as {{model: mini}}.")
+            raise UserError(
+                f"system.guidance.control is {given!r}; it must be a mapping such as {{model: mini}}."
+            )
         known = [field.name for field in fields(cls)]
         for key in given:
             if key not in known:
                 near = closest(str(key), known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise UserError(f"system.guidance.control has no key {key!r}.{hint} Keys: {', '.join(known)}.")
+                raise UserError(
+                    f"system.guidance.control has no key {key!r}.{hint} Keys: {', '.join(known)}."
+                )
         return cls(**given)
 
 
@@ -252,7 +256,9 @@ def _whole(folder: Path) -> Path:
     folder = inner if not (folder / "config.json").is_file() and inner.is_dir() else folder
     read_config(folder)
     if not any((folder / name).is_file() for name in WEIGHTS):
-        raise UserError(f"The ControlNet in {folder} has no {' or '.join(WEIGHTS)}. Copy or download it again.")
+        raise UserError(
+            f"The ControlNet in {folder} has no {' or '.join(WEIGHTS)}. Copy or download it again."
+        )
     if (file := folder / WEIGHTS[0]).is_file():
         files.check_safetensors(file, folder)
     return folder

@@ -86,4 +86,3 @@ def _plain(block: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(pose, Mapping):
         out["pose"] = {joint: [float(n) for n in turn] for joint, turn in pose.items()}
     return out
-
