@@ -2,7 +2,7 @@
 
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
-    python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes and face of a run of configs/avatar.yaml
+    python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes, face of an avatar
     python -m toybox.grade prior                           # 300 samples of the bundled prior
     python -m toybox.grade points                          # the bundled point prior, all prompts
     python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
@@ -562,9 +562,7 @@ def _parser() -> argparse.ArgumentParser:
     asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
 
-    avatar = commands.add_parser(
-        "avatar", help="grade an avatar's pose, clothes and face; 0 if all are right"
-    )
+    avatar = commands.add_parser("avatar", help="grade an avatar; exit status 0 if all bars are met")
     avatar.add_argument("path", type=Path, help="a run's folder")
     avatar.add_argument("--prompt", help="what it should be (default: the run's prompt)")
     avatar.set_defaults(run=_main_avatar)

@@ -1,7 +1,8 @@
-"""How good an avatar is: its silhouettes against the posed body's, the colours of its clothes, where its face is.
+"""How good an avatar is: its silhouettes against the posed body's, the colours of its clothes, where its
+face is.
 
-All is measured on the Gaussians, drawn again from eight sides; the body's map tells which pixels should be shirt,
-trousers or head.
+All is measured on the Gaussians, drawn again from eight sides; the body's map tells which pixels should be
+shirt, trousers or head.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ The training data of the bundled ControlNet. A folder holds shards of `SHARD_SIZ
 
     0003.images.npy    uint8 [n, 128, 128, 4], straight alpha
     0003.maps.npy      uint8 [n, 128, 128, 3], what `draw_maps` draws of the mannequin from the same camera
-    0003.labels.npy    structured array [n], `toybox.dataset.LABEL`; pose is "" where captions have no word for it
+    0003.labels.npy    structured array [n], `toybox.dataset.LABEL`; pose "" where captions have no word
     0003.latents.npy   float16 [n, copies, c, h, w], the pictures on random backgrounds, encoded
 
-A shard is a function of its number and written under temporary names, the latents last, so a build can be killed
-and goes on when it is started again. Shard 0 is held out for testing.
+A shard is a function of its number and written under temporary names, the latents last, so a build can be
+killed and goes on when it is started again. Shard 0 is held out for testing.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _make_shard(job: tuple[int, str, str]) -> int:
 
 
 def build(folder: Path, images: int, prior: Path, workers: int = 2) -> None:
-    """Make shards until there are `images` pictures, encoded by the autoencoder of the prior in that folder."""
+    """Make shards until there are `images` pictures, encoded by the prior in that folder."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-images // SHARD_SIZE) + 1)  # and the one held out
     jobs = [(k, str(folder), str(prior)) for k in numbers if not _paths(folder, k)["latents"].exists()]

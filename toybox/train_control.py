@@ -5,9 +5,10 @@
     python -m toybox.train_control --stage train --minutes 30
     python -m toybox.train_control --stage export
 
-It can be killed at any time and goes on where it was when started again. --minutes is the budget of the training,
-time before a restart included; with more minutes it goes on. With CUDA it trains there. --new throws the checkpoint
-away. Whatever the prior in --prior is (by default the bundled one), the ControlNet is for that one alone.
+It can be killed at any time and goes on where it was when started again. --minutes is the budget of the
+training, time before a restart included; with more minutes it goes on. With CUDA it trains there. --new
+throws the checkpoint away. Whatever the prior in --prior is (by default the bundled one), the ControlNet is
+for that one alone.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ DROP_CAPTION, DROP_VIEW, DROP_POSE, DROP_COLORS = 0.15, 0.2, 0.6, 0.1
 def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """A ControlNet for the UNet, its copied layers with the UNet's weights.
 
-    As usual the layers that lead out of it begin at zero; those that read the map do not, so that the first gradients
-    see it already, which saves some hundreds of steps.
+    As usual the layers that lead out of it begin at zero; those that read the map do not, so that the first
+    gradients see it already, which saves some hundreds of steps.
     """
     copied = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINT_CHANNELS)
     # diffusers leaves out how many heads pool the text
@@ -222,7 +223,7 @@ def silhouettes(pictures: Tensor, off: float = 0.12) -> Tensor:
 
 
 def check(prior: Prior, net: nn.Module, folder: Path, sheet: Path, n: int = 24) -> float:
-    """Samples for held-out maps: a sheet of maps, true pictures and samples, and their mean silhouette IoU."""
+    """Samples for held-out maps: a sheet of maps, true pictures, samples; the mean IoU of silhouettes."""
     from toybox.dataset import composite
     from toybox.pictures import write_sheet
 

@@ -66,7 +66,8 @@ class Ema:
         return {"shadow": self.shadow, "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
-        self.shadow, self.updates = state["shadow"], state["updates"]
+        pairs = zip(state["shadow"], self.module.parameters(), strict=True)
+        self.shadow, self.updates = [average.to(p.device) for average, p in pairs], state["updates"]
 
 
 class Run:

@@ -148,7 +148,7 @@ def test_maps_are_pictures(kind):
     c2w, fovy = cameras(2, elevation=15.0)
     maps = draw_maps(mannequin("a"), c2w, fovy, 40, 48, kind)
     assert maps.shape == (2, 3, 40, 48) and maps.dtype == torch.float32
-    assert 0.0 <= maps.min() and maps.max() <= 1.0
+    assert maps.min() >= 0.0 and maps.max() <= 1.0
     inside = silhouettes(mannequin("a"), c2w, fovy, 40, 48)
     background = {"viridis": (0x44, 0x01, 0x54), "normal": (127.5, 127.5, 255)}.get(kind, (0, 0, 0))
     outside = maps.permute(0, 2, 3, 1)[~inside]

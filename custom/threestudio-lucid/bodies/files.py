@@ -1,7 +1,7 @@
 """A body mesh of the user's, OBJ or GLB, in the pose that it stands in.
 
-It comes without parts, so each triangle is given the part of the mannequin's nearest one, the mannequin standing in
-the same pose and being as tall. A rigged GLB is read as it stands; its skeleton is not moved.
+It comes without parts, so each triangle is given the part of the mannequin's nearest one, the mannequin
+standing in the same pose and being as tall. A rigged GLB is read as it stands; its skeleton is not moved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def read_body(path: str | Path, pose: str | Pose, height: float, *, up: str = ""
         up, front: axes of the file; empty: +z and +x, in GLB files +y and +z.
 
     Raises:
-        UserError: another kind of file; no triangles; wider than `MAX_WIDTH` heights; see `meshes.read_surface`.
+        UserError: another kind of file; no triangles; wider than `MAX_WIDTH` heights; see
+            `meshes.read_surface`.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in (".obj", ".glb"):
@@ -47,8 +48,9 @@ def read_body(path: str | Path, pose: str | Pose, height: float, *, up: str = ""
     width, allowed = size[:2].max(), MAX_WIDTH * _slack(guide)
     if not size[2] > 0.0 or width > allowed * size[2]:
         raise UserError(
-            f"{path} is {width:.3g} wide and {size[2]:.3g} tall, which is no body that stands up. If it lies down, "
-            "tell which of its axes point up and forwards: system.body.up=+y system.body.front=+z."
+            f"{path} is {width:.3g} wide and {size[2]:.3g} tall, which is no body that stands up. If it "
+            "lies down, tell which of its axes point up and forwards: system.body.up=+y "
+            "system.body.front=+z."
         )
     middle = 0.5 * (guide.vertices.min(axis=0) + guide.vertices.max(axis=0))
     vertices = (vertices - 0.5 * (low + high)) * (guide.height / size[2]) + middle

@@ -20,7 +20,7 @@ from .sources import body_from_config
 
 @threestudio.register(PREFIX + "body")
 class BodyPoints(PointInitializer):
-    """Grey points on the surface of a body, even by area, none inside it. In its own size unless `fit` is true."""
+    """Grey points on the surface of a body, even by area. In its own size unless `fit` is true."""
 
     @dataclass
     class Config(PointInitializer.Config):

@@ -1,8 +1,9 @@
 """The bundled mannequin: ellipsoids, rounded boxes and tapering rods on a skeleton.
 
-Its proportions are those of the person that the bundled prior paints: 1.83 units from sole to crown, the pelvis a
-little below the origin. At rest it stands with its arms out (T), facing +x, its left side at +y, and every joint's
-axes are the world's. A pose turns joints, and forward kinematics carries along what hangs on them.
+Its proportions are those of the person that the bundled prior paints: 1.83 units from sole to crown, the
+pelvis a little below the origin. At rest it stands with its arms out (T), facing +x, its left side at +y,
+and every joint's axes are the world's. A pose turns joints, and forward kinematics carries along what hangs
+on them.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def find_pose(pose: str | Pose) -> Pose:
         near = closest(pose, POSES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(
-            f"There is no pose {pose!r}.{hint} There are: {', '.join(POSES)}; or give turns of joints in degrees, "
-            "such as {left shoulder: [-62, 0, 0]}."
+            f"There is no pose {pose!r}.{hint} There are: {', '.join(POSES)}; or give turns of joints in "
+            "degrees, such as {left shoulder: [-62, 0, 0]}."
         )
     if not isinstance(pose, Mapping):
         raise UserError(f"A pose is a name or turns of joints, not {pose!r}. Names: {', '.join(POSES)}.")
@@ -147,8 +148,9 @@ def mannequin(pose: str | Pose = "standing") -> Body:
 class Solid:
     """A unit sphere, blown up to radii, cut through the middle and pulled apart.
 
-    Where x > 0 its points move by the first of `shift`, where x < 0 back by as much; likewise y and z. So radii
-    alone are an ellipsoid, equal ones with shifts a rounded box; a rod has a shift along z and another radius there.
+    Where x > 0 its points move by the first of `shift`, where x < 0 back by as much; likewise y and z. So
+    radii alone are an ellipsoid, equal ones with shifts a rounded box; a rod has a shift along z and
+    another radius there.
 
     joint: what it hangs on. limb: see `parts.NAMES`.
     at, turn: its middle and its axes (columns) at rest.
@@ -219,7 +221,7 @@ def _solids() -> list[Solid]:
             _rod(f"{side} elbow", f"{side} lower arm", elbow, wrist, 0.085, 0.078),
             _ball(f"{side} wrist", f"{side} hand", (0.06, 0.085, 0.08), (0, 0.08 * s, 0)),
             _rod(f"{side} hip", f"{side} upper leg", hip, knee, 0.118, 0.10),
-            _rod(f"{side} knee", f"{side} lower leg", knee, ankle + (0, 0, 0.03), 0.10, 0.09),
+            _rod(f"{side} knee", f"{side} lower leg", knee, ankle + np.array([0, 0, 0.03]), 0.10, 0.09),
             _ball(f"{side} ankle", f"{side} foot", (0.16, 0.095, 0.07), (0.06, 0, -0.04)),
             _box(f"{side} ankle", f"{side} foot", (0.135, 0.075, 0.022), (0.06, 0, -0.092), 0.02),
         ]
@@ -238,17 +240,17 @@ def _limb_axes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         axes |= {
             f"{side} upper arm": (shoulder, elbow),
             f"{side} lower arm": (elbow, wrist),
-            f"{side} hand": (wrist, wrist + (0, 0.16 * s, 0)),
+            f"{side} hand": (wrist, wrist + np.array([0, 0.16 * s, 0])),
             f"{side} upper leg": (hip, knee),
             f"{side} lower leg": (knee, ankle),
-            f"{side} foot": (ankle - (0.1, 0, 0.06), ankle + (0.2, 0, -0.06)),
+            f"{side} foot": (ankle - (0.1, 0, 0.06), ankle + np.array([0.2, 0, -0.06])),
         }
     return axes
 
 
 @dataclass(frozen=True)
 class _Rest:
-    """The mannequin at rest; `joint` [V] and `solid` (a list, and its place there [F]) say what belongs to what."""
+    """The mannequin at rest; `joint` [V] and `solid` [F] say what belongs to what."""
 
     vertices: np.ndarray
     faces: np.ndarray

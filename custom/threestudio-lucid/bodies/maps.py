@@ -2,13 +2,11 @@
 
 Published ControlNets differ in how the parts are coloured:
 
-    viridis   part k of 24 at k/24 of the colour map, background its violet start (MagicAnimate, and ControlNets
-              trained on detectron2's output with viridis)
-    parula    the same with OpenCV's parula on black (the usual one of Stable Diffusion 1.5's)
-    iuv       red = part/24, green and blue = place on the part's chart, black background
-
-    depth     near is white, far is dark, black background; of each view by itself, as MiDaS's are
-    normal    red = left... see `_normals`
+    viridis   part k of 24 at k/24 of the colour map, the background its violet start (as MagicAnimate's)
+    parula    the same with OpenCV's parula, on black
+    iuv       red is part/24, green and blue the place on the part's chart, on black
+    depth     near is white, far is dark, the background black; each view by itself, as with MiDaS
+    normal    in the camera's axes: red to the right, green up, blue towards the camera
 """
 
 from __future__ import annotations
@@ -27,12 +25,12 @@ from .zbuffer import Fragments, draw_triangles
 
 # Colours of k/24 for k from 0 to 24: matplotlib's viridis (CC0) and OpenCV's parula.
 _VIRIDIS = (
-    "440154 471063 481f70 472c7a 443983 404688 3b518b 365d8d 31688e 2c718e 287c8e 25858e 21908d 1f9a8a 20a386 27ad81 "
-    "35b779 46c06f 5cc863 73d056 8ed645 aadc32 c5e021 e2e418 fde725"
+    "440154 471063 481f70 472c7a 443983 404688 3b518b 365d8d 31688e 2c718e 287c8e 25858e 21908d "
+    "1f9a8a 20a386 27ad81 35b779 46c06f 5cc863 73d056 8ed645 aadc32 c5e021 e2e418 fde725"
 )
 _PARULA = (
-    "000000 253ca3 1450c2 0461df 086edd 0e7ad8 1484d4 0f90d0 0b9ccb 06a6c6 16adb9 26b3ac 37b99f 56bb90 72bd82 91bf74 "
-    "aabd69 c0bc60 d8ba56 e4c04a f0c73c fcce2e fbdc24 faeb19 f9fb0e"
+    "000000 253ca3 1450c2 0461df 086edd 0e7ad8 1484d4 0f90d0 0b9ccb 06a6c6 16adb9 26b3ac 37b99f "
+    "56bb90 72bd82 91bf74 aabd69 c0bc60 d8ba56 e4c04a f0c73c fcce2e fbdc24 faeb19 f9fb0e"
 )
 
 
@@ -53,7 +51,7 @@ def _iuv(body: Body, seen: Fragments, viewmats: np.ndarray) -> np.ndarray:
 
 
 def _depth(body: Body, seen: Fragments, viewmats: np.ndarray) -> np.ndarray:
-    """Inverse depth, each view's farthest point at 0.1 and its nearest at 1, so that all of the body shows."""
+    """Inverse depth, each view's farthest point at 0.1 and its nearest at 1: all of the body shows."""
     out = np.zeros((*seen.depth.shape, 1), np.float32)
     for picture, face, depth in zip(out, seen.face, seen.depth, strict=True):
         there = face >= 0
@@ -65,7 +63,7 @@ def _depth(body: Body, seen: Fragments, viewmats: np.ndarray) -> np.ndarray:
 
 
 def _normals(body: Body, seen: Fragments, viewmats: np.ndarray) -> np.ndarray:
-    """(n + 1) / 2 in the camera's axes: red to the right, green up, blue towards the camera; flat background."""
+    """(n + 1) / 2; the background is flat and faces the camera."""
     world = seen.interpolate(body.normals()[body.faces])
     camera = np.einsum("bij,bhwj->bhwi", viewmats[:, :3, :3], world) * np.array([1, -1, -1], np.float32)
     length = np.linalg.norm(camera, axis=-1, keepdims=True)

@@ -1,10 +1,10 @@
 """DensePose's 24 parts of the body (Güler et al. 2018, arXiv 1802.00434), told of a body at rest.
 
-A body is given as triangles at rest, arms out, each on one of the `LIMBS`, and as the limbs' axes. Trunk, arms
-and legs have a back and a front, with numbers of their own, the head a right and a left half.
+A body is given as triangles at rest, arms out, each on one of the `LIMBS`, and as the limbs' axes. Trunk,
+arms and legs have a back and a front, with numbers of their own, the head a right and a left half.
 
-DensePose's charts come with SMPL's licensed files. Ours are simpler: v runs along the limb, u once around it, with
-u = 0.5 at the front (of feet: on top) and growing towards the left.
+DensePose's charts come with SMPL's licensed files. Ours are simpler: v runs along the limb, u once around
+it, with u = 0.5 at the front (of feet: on top) and growing towards the left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SMPL and SMPL-X (Loper et al. 2015, Pavlakos et al. 2019), from files that the user has the licence for.
 
-They cannot be bundled: register at https://smpl.is.tue.mpg.de or https://smpl-x.is.tue.mpg.de and download them.
-SMPL-X comes as .npz. SMPL comes as .pkl, which is not read, for unpickling runs what a file says; whoever trusts it
-converts it once:
+They cannot be bundled: register at https://smpl.is.tue.mpg.de or https://smpl-x.is.tue.mpg.de and download
+them. SMPL-X comes as .npz. SMPL comes as .pkl, which is not read, for unpickling runs what a file says;
+whoever trusts it converts it once:
 
     import numpy as np, pickle                       # and pip install chumpy, which old files need
     data = pickle.load(open("SMPL_NEUTRAL.pkl", "rb"), encoding="latin1")
@@ -48,12 +48,12 @@ _JOINTS = {
     "left wrist": 20,
     "right wrist": 21,
 }
-# Limbs of the first 22 joints, which both models share; SMPL-X adds the jaw, the eyes and 15 joints of each hand.
+# Limbs of the first 22 joints, which both models share; SMPL-X adds jaw, eyes and 15 joints of each hand.
 _LIMBS = (
-    "torso,left upper leg,right upper leg,torso,left lower leg,right lower leg,torso,left foot,right foot,torso,"
-    "left foot,right foot,head,torso,torso,head,left upper arm,right upper arm,left lower arm,right lower arm,"
-    "left hand,right hand"
-).split(",")
+    *("torso", "left upper leg", "right upper leg", "torso", "left lower leg", "right lower leg", "torso"),
+    *("left foot", "right foot", "torso", "left foot", "right foot", "head", "torso", "torso", "head"),
+    *("left upper arm", "right upper arm", "left lower arm", "right lower arm", "left hand", "right hand"),
+)
 _KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "kintree_table", "weights")
 _HELP = (
     "SMPL's files cannot be bundled: download them from https://smpl-x.is.tue.mpg.de (SMPL-X, .npz) or "
@@ -127,8 +127,8 @@ def find_file(path: Path, kind: str, gender: str) -> Path:
     pickled = [path] if path.suffix == ".pkl" else [file.with_suffix(".pkl") for file in candidates]
     if there := [file for file in pickled if file.is_file()]:
         raise UserError(
-            f"{there[0]} is pickled, and pickles are not loaded, for they can run code. If you trust it, convert it "
-            "to .npz: the lines at the top of custom/threestudio-lucid/bodies/smpl.py do it."
+            f"{there[0]} is pickled, and pickles are not loaded, for they can run code. If you trust it, "
+            "convert it to .npz: the lines at the top of custom/threestudio-lucid/bodies/smpl.py do it."
         )
     raise UserError(f"There is no {' or '.join(map(str, candidates or [path]))}. {_HELP}")
 

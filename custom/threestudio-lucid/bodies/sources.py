@@ -57,9 +57,10 @@ def make_body(
     Args:
         model: see above.
         pose: one of `mannequin.POSES`, or turns of joints in degrees; of a file, the pose that it stands in.
-        height: from sole to crown when standing, world units; None: the mannequin's, 1.83. Sitting down keeps the
-            size, not the height.
-        up, front: axes of a file, such as "+y"; empty: OBJ files stand along +z and face +x, GLB ones +y and +z.
+        height: from sole to crown when standing, world units; None: the mannequin's, 1.83. Sitting down
+            keeps the size, not the height.
+        up, front: axes of a file, such as "+y"; empty: OBJ files stand along +z and face +x, GLB ones +y
+            and +z.
         shape: SMPL's first shape coefficients (betas).
         gender: neutral, female or male, where a folder of SMPL files is given.
 

@@ -1,7 +1,7 @@
 """Which triangle a pixel sees: a z-buffer for small meshes, compiled for the CPU.
 
-The cameras are the Gaussian rasterizer's (`data.orbit.opencv_cameras`), so what is drawn here lies on what is drawn
-there. Not differentiable: it draws what a ControlNet is shown.
+The cameras are the Gaussian rasterizer's (`data.orbit.opencv_cameras`), so what is drawn here lies on what
+is drawn there. Not differentiable: it draws what a ControlNet is shown.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
 """ControlNet (Zhang et al. 2023, arXiv 2302.05543): a picture that says where what is to be, beside the text.
 
-A ControlNet reads a picture with the noisy latents and adds to the features of the prior's UNet. The picture is given
-for each view; what it shows is its maker's business (for avatars, maps of a posed body).
+A ControlNet reads a picture with the noisy latents and adds to the features of the prior's UNet. The picture
+is given for each view; what it shows is its maker's business (for avatars, maps of a posed body).
 
 In score distillation there are scores with text and without. `scores` says which of them see the picture:
 
-    conditional   the guided score at x_t alone, and of its terms all but the unconditional one. The picture is then
-                  part of the prompt: the gradient pulls towards it as hard as towards the text, by the guidance scale.
-    both          all of them, the inversion to x_s and the score there too. What the picture says then cancels to
-                  first order, as what the latents show already does: it keeps the prior's samples consistent with the
-                  pose, and pulls less.
+    conditional   The guided score at x_t alone, and of its terms all but the unconditional one. The picture
+                  is part of the prompt: the gradient pulls towards it by the guidance scale, as to the text.
+    both          All of them, the inversion to x_s and the score there too. What the picture says then
+                  cancels to first order, in the interval and in the guidance: it pulls less.
 
 The default is conditional: a cloud that has left the pose is brought back to it.
 
@@ -37,7 +36,7 @@ from .stock import check_schedule
 from .trajectory import Model
 
 SCORES = ("conditional", "both")
-# The second is what some of the published ones have alone. It is read with weights_only=True, which runs no code.
+# Some of the published ones have the second alone. It is read with weights_only=True, which runs no code.
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 # What must be as in the prior's UNet for one's features to be added to the other's.
 _SHARED_KEYS = ("cross_attention_dim", "in_channels", "block_out_channels", "layers_per_block")
@@ -62,8 +61,8 @@ class ControlConfig:
         where = "system.guidance.control."
         if not self.model or not isinstance(self.model, str):
             raise UserError(
-                f"{where}model is {self.model!r}; it must name a ControlNet: mini, a folder in diffusers' format, or "
-                "a hub id such as organisation/model."
+                f"{where}model is {self.model!r}; it must name a ControlNet: mini, a folder in diffusers' "
+                "format, or a hub id such as organisation/model."
             )
         check_choice(where + "scores", self.scores, SCORES)
         check_schedule(where + "scale", self.scale, 0.0)
@@ -131,8 +130,8 @@ class Control:
         """
         if picture is None:
             raise UserError(
-                "system.guidance.control needs a picture for each view, and the system gives none. For avatars: "
-                "system_type: lucid-avatar-system."
+                "system.guidance.control needs a picture for each view, and the system gives none. For "
+                "avatars: system_type: lucid-avatar-system."
             )
         picture = self._sized(picture)
         everywhere = self.cfg.scores == "both"
@@ -205,7 +204,8 @@ def find_controlnet(name: str) -> Path:
     """The folder of a ControlNet, fetched from the hub if need be.
 
     Args:
-        name: see `ControlConfig.model`. Repositories often keep it in a folder `controlnet`, which is looked into;
+        name: see `ControlConfig.model`. Repositories often keep it in a folder `controlnet`, which is
+            looked into;
             another one is named behind the repository, organisation/model/checkpoint-10000/controlnet.
 
     Raises:
@@ -219,8 +219,8 @@ def find_controlnet(name: str) -> Path:
     repository, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if not is_hub_id(repository) or name.startswith((".", "/", "~")):
         raise UserError(
-            f"There is no ControlNet {name!r}: no such folder, and no hub id. Take mini (bundled, for the bundled "
-            "prior), a folder in diffusers' format, or a hub id such as organisation/model."
+            f"There is no ControlNet {name!r}: no such folder, and no hub id. Take mini (bundled, for the "
+            "bundled prior), a folder in diffusers' format, or a hub id such as organisation/model."
         )
     return _fetch(repository, inside)
 
@@ -239,9 +239,9 @@ def _fetch(repository: str, inside: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:160]
         raise UserError(
-            f"The ControlNet {repository!r} is no folder here, not in the hub's local cache, and cannot be fetched "
-            f"({type(error).__name__}: {reason}). Check the name and the network, or fetch it on another machine "
-            f"with `hf download {repository}` and give the folder."
+            f"The ControlNet {repository!r} is no folder here, not in the hub's local cache, and cannot be "
+            f"fetched ({type(error).__name__}: {reason}). Check the name and the network, or fetch it on "
+            f"another machine with `hf download {repository}` and give the folder."
         ) from error
     return _whole(here / inside)
 
@@ -284,15 +284,15 @@ def read_config(folder: Path) -> dict:
 
 
 def check_fits(config: dict, prior: Prior, name: str) -> None:
-    """Raises UserError where a ControlNet, by its config, is for another base model or another kind of picture."""
+    """Raises UserError where a ControlNet, by its config, is for another base model or kind of picture."""
     unet = files.read_config(prior.configs, "unet")
     for key in _SHARED_KEYS:
         ours, theirs = _plain(config.get(key)), _plain(unet.get(key))
         if None not in (ours, theirs) and ours != theirs:
             raise UserError(
-                f"The ControlNet {name!r} is for another base model than the prior {prior.card.name!r}: its {key} is "
-                f"{ours}, the prior's {theirs}. (Stable Diffusion 1.5 has cross_attention_dim 768, 2.1 has 1024.) "
-                "Set system.guidance.control.model or system.guidance.prior."
+                f"The ControlNet {name!r} is for another base model than the prior {prior.card.name!r}: its "
+                f"{key} is {ours}, the prior's {theirs}. (Stable Diffusion 1.5 has cross_attention_dim 768, "
+                "2.1 has 1024.) Set system.guidance.control.model or system.guidance.prior."
             )
     if (channels := config.get("conditioning_channels", 3)) != 3:
         raise UserError(f"The ControlNet {name!r} reads pictures of {channels} channels; they have 3.")

@@ -31,7 +31,7 @@ class LucidAvatarSystem(LucidDreamerSystem):
         body: dict = field(default_factory=dict)
         """{model: mannequin, smplx:FOLDER or file:PATH, pose, height, ...}: see bodies/sources.py."""
         body_map: str = "viridis"
-        """What is drawn of it: viridis, parula, iuv (DensePose's parts), depth, normal; what the ControlNet knows."""
+        """What the ControlNet is shown of it: viridis, parula, iuv (DensePose's parts), depth, normal."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -45,7 +45,7 @@ class LucidAvatarSystem(LucidDreamerSystem):
         super().configure()
 
     def _check_agreement(self) -> None:
-        """Raises UserError where the geometry starts from another body, or another pose, than the maps show."""
+        """Raises UserError where the geometry starts from another body or pose than the maps show."""
         geometry = self.cfg.geometry
         kind, _, model = str(geometry.get("init", "")).partition(":")
         if kind != "body":
@@ -57,8 +57,9 @@ class LucidAvatarSystem(LucidDreamerSystem):
             different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
             told = "; ".join(f"{key}: {ours.get(key)!r} against {theirs.get(key)!r}" for key in different)
             raise UserError(
-                f"system.body and the body that system.geometry starts from differ ({told}). Write the body into "
-                "system.body alone, and geometry.init: body:${system.body.model}, as configs/avatar.yaml does."
+                f"system.body and the body that system.geometry starts from differ ({told}). Write the body "
+                "into system.body alone, and geometry.init: body:${system.body.model}, as "
+                "configs/avatar.yaml does."
             )
 
     def _loss(
