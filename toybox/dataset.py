@@ -127,7 +127,8 @@ def render_shard(
     return images, labels
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """`np.save` under a temporary name, then rename."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         np.save(file, array)
@@ -138,8 +139,8 @@ def _make_shard(job: tuple[str, int, str]) -> str:
     name, number, cache = job
     images_path, labels_path = shard_paths(Path(cache), name, number)
     images, labels = render_shard(name, number)
-    _save(labels_path, labels)
-    _save(images_path, images)
+    save_array(labels_path, labels)
+    save_array(images_path, images)
     return name
 
 

@@ -128,7 +128,7 @@ def edited_region(source: captions.Spec, target: captions.Spec, camera: runs.Cam
 
 
 def draw(path: Path, camera: runs.Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussians of a file on white, [8, SIZE, SIZE, 3], and their opacity [8, SIZE, SIZE], from `AZIMUTHS`."""
+    """Gaussians of a file on white [8, SIZE, SIZE, 3] and their opacity [8, SIZE, SIZE], from `AZIMUTHS`."""
     from threestudio_lucid.data.orbit import circle, opencv_cameras
     from threestudio_lucid.gaussians.cloud import opacities, scales, sh_coefficients
     from threestudio_lucid.gaussians.ply import read_ply

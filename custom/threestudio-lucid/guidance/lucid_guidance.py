@@ -23,12 +23,13 @@ from . import stock
 from .adapters import find_adapters
 from .cards import find_card
 from .combine import Conditioning, guided_output
+from .control import Control
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
-from .trajectory import ddim_step, x0_and_eps
+from .trajectory import Model, ddim_step, x0_and_eps
 from .vocabulary import check_words
 
 # What a field that is null in the config means, by recipe.
@@ -110,6 +111,8 @@ class LucidGuidance(BaseObject):
         """Use the texts of the views."""
         seed: int = 0
         """Of timesteps, noise and flips, which are functions of (seed, step)."""
+        control: Any = None
+        """A ControlNet, {model: ..., scores, scale, start, end}: see guidance/control.py; null: none."""
         max_items_eval: int = 4
         """Most views in the pictures of guidance_eval; -1: all."""
 
@@ -135,6 +138,7 @@ class LucidGuidance(BaseObject):
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
         self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
+        self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
@@ -160,6 +164,8 @@ class LucidGuidance(BaseObject):
         high_end = high if stock.is_schedule(s["max_step_percent"]) else s["max_step_percent_end"]
         first, end = index_range(self._rate, len(self.prior.schedule), low, high, high_end)
         self._bound = None if self.cfg.grad_clip is None else C(self.cfg.grad_clip, epoch, global_step)
+        if self.control is not None:
+            self.control.scale = C(self.control.cfg.scale, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
 
@@ -173,6 +179,7 @@ class LucidGuidance(BaseObject):
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
         source_rgb: Tensor | None = None,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
@@ -185,6 +192,7 @@ class LucidGuidance(BaseObject):
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
             source_rgb: like `rgb`, what an edit starts from; for objectives that compare with it.
+            condition: what a ControlNet is shown of each view [B, 3, H, W] in [0, 1], mirrored with it.
 
         Returns:
             loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
@@ -203,6 +211,8 @@ class LucidGuidance(BaseObject):
         )
 
         flipped = coin < self.cfg.horizontal_flip
+        if condition is not None:
+            cond = replace(cond, picture=condition.flip(-1) if flipped else condition)
         source = None
         if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
             source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
@@ -249,6 +259,12 @@ class LucidGuidance(BaseObject):
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w], resized first; null: to the prior's size."""
         size = (latent_height or self.latent_size, latent_width or self.latent_size)
         return self.prior.decode(F.interpolate(latents.float(), size, mode="bilinear", align_corners=False))
+
+    def networks(self, cond: Conditioning) -> tuple[Model, Model]:
+        """Of the unguided scores, and of the guided one: the prior's, with or without a ControlNet."""
+        if self.control is None:
+            return self.prior.predict, self.prior.predict
+        return self.control.networks(cond.picture)
 
     # --- the parts of a step --------------------------------------------------------------------------------
 
@@ -364,12 +380,13 @@ class LucidGuidance(BaseObject):
         cond = _first(cond, n)
         path = sampling_path(prior.schedule, prior.card.num_steps)
         path = [tau, *(u for u in path if u < tau)]
-        output = guided_output(prior.predict, x, tau, cond, self.guidance_scale)
+        _, model = self.networks(cond)
+        output = guided_output(model, x, tau, cond, self.guidance_scale)
         latents = {
             "imgs_noisy": x,
             "imgs_1step": ddim_step(prior.schedule, output, x, tau, path[1]),
             "imgs_1orig": x0_and_eps(prior.schedule, output, x, tau)[0],
-            "imgs_final": denoise(prior.predict, prior.schedule, x, path, cond, self.guidance_scale),
+            "imgs_final": denoise(model, prior.schedule, x, path, cond, self.guidance_scale),
         }
         level = tau / len(prior.schedule)
         cameras = zip(
@@ -420,14 +437,16 @@ class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
     def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        unguided, guided = self.networks(cond)
         return ism_step(
-            self.prior.predict,
+            unguided,
             self.prior.schedule,
             latents,
             noise,
             index,
             cond,
             **self._ism_arguments(delta_t, generator),
+            guided=guided,
         )
 
     def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
@@ -452,8 +471,9 @@ class LucidSDSGuidance(LucidGuidance):
     keeps_sds_scale = True
 
     def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        _, guided = self.networks(cond)  # its only one
         return sds_step(
-            self.prior.predict,
+            guided,
             self.prior.schedule,
             latents,
             noise,
@@ -489,6 +509,7 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
         None if cond.source is None else cond.source[:n],
+        None if cond.picture is None else cond.picture[:n],
     )
 
 

@@ -135,15 +135,21 @@ class Prior:
         return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
 
     @torch.no_grad()
-    def predict(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
+    def predict(self, x: Tensor, tau: int, embeddings: Tensor, **residuals: Any) -> Tensor:
         """The network's raw output (noise or v) for noisy latents [B, C, h, w] at timestep `tau`.
 
         This is the `model` that the functions of `trajectory`, `ism` and `sds` take.
+
+        Args:
+            residuals: what a ControlNet adds to the UNet's features (see `control`).
         """
         # a full tensor, since diffusers would copy a python number to the GPU and wait
         timesteps = torch.full((x.shape[0],), tau, device=x.device)
         x = x.to(self.dtype, memory_format=self._unet_layout)
-        return self._denoiser(x, timesteps, embeddings.to(self.dtype)).to(torch.float32, copy=self._replays)
+        arguments = x, timesteps, embeddings.to(self.dtype)
+        if residuals:
+            return self.unet(*arguments, **residuals).sample.float()
+        return self._denoiser(*arguments).to(torch.float32, copy=self._replays)
 
     def eps(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
         """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
