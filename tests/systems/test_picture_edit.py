@@ -1,4 +1,4 @@
-"""Editing pictures: any size, masked-out pixels stay to the bit, mistakes are told, runs repeat themselves."""
+"""Editing pictures: any size, masked-out pixels stay to the bit, mistakes are told, runs repeat."""
 
 from __future__ import annotations
 
