@@ -10,7 +10,6 @@ little around it, is the edit. All other pixels are to stay.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def edited_region(source: captions.Spec, target: captions.Spec, camera: runs.Cam
 
 
 def draw(path: Path, camera: runs.Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussians of a file on white [8, SIZE, SIZE, 3] and their opacity [8, SIZE, SIZE], from `AZIMUTHS`."""
+    """Gaussians on white [8, SIZE, SIZE, 3] and their opacity [8, SIZE, SIZE], seen from `AZIMUTHS`."""
     from threestudio_lucid.data.orbit import circle, opencv_cameras
     from threestudio_lucid.gaussians.cloud import opacities, scales, sh_coefficients
     from threestudio_lucid.gaussians.ply import read_ply
@@ -168,14 +167,12 @@ def unchanged(before: Path, after: Path) -> tuple[int, int]:
 
 def _latest(run: Path, suffix: str) -> tuple[Path, Path] | None:
     """The files before and after of the last step; None if there are none."""
-    found = {}
+    found, edited = {}, "" if suffix == ".ply" else "-edited"
     for path in (run / "save").glob(f"it*-before{suffix}"):
-        step = re.fullmatch(r"it(\d+)-before", path.stem)
-        after = (
-            path.with_name(f"it{step[1]}{'' if suffix == '.ply' else '-edited'}{suffix}") if step else path
-        )
-        if step and after.is_file():
-            found[int(step[1])] = (path, after)
+        step = path.stem.removeprefix("it").removesuffix("-before")
+        after = path.with_name(f"it{step}{edited}{suffix}")
+        if step.isdecimal() and after.is_file():
+            found[int(step)] = (path, after)
     return found[max(found)] if found else None
 
 

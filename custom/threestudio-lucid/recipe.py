@@ -98,6 +98,7 @@ PUBLISHED: dict[str, Any] = {
     "lambda_anchor": 10.0,
     "edit_guidance_scale": 7.5,
     "edit_adam_eps": 1e-15,
+    "edit_2d_guidance_scale": 7.5,
     "edit_2d_steps": 200,
     "edit_2d_lr": [0.1, 0.01],  # of latents
     # avatars: the ControlNet, what it is shown of the body (bodies/maps.py), and the body's height

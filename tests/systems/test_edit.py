@@ -122,7 +122,7 @@ def test_anchor_draws_back(asset, small_prior, tmp_path):
 
 
 def test_an_edit_to_itself_changes_little(asset, small_prior, tmp_path):
-    quiet = ["system.loss.lambda_tv=0", "system.renderer.scale_noise=0"]
+    quiet = ["system.loss.lambda_tv=0", "system.guidance.reference=delta", "system.adam_eps=1.0"]
     same = edit(asset, small_prior, tmp_path / "a", "system.prompt_processor.source_prompt=abc", *quiet)
     other = edit(asset, small_prior, tmp_path / "b", *quiet)
     before = read_ply(asset).sh_dc
@@ -185,3 +185,18 @@ def test_points_are_no_gaussians(small_prior, tmp_path):
         + "property float rot_2\nproperty float rot_3\nend_header\n"
     )
     assert "holds no points" in told(file, small_prior, tmp_path)
+
+
+@pytest.mark.parametrize("prior", ["sd21", "sd15", "mini"])
+@pytest.mark.parametrize("name", ["edit-3d", "edit-2d"])
+def test_configs_parse_for_every_prior(name, prior):
+    import threestudio
+    from threestudio.utils.config import load_config, parse_structured
+
+    cfg = load_config(str(ROOT / f"configs/{name}.yaml"), cli_args=[f"system.guidance.prior={prior}"])
+    assert cfg.name == name and cfg.description
+    parse_structured(threestudio.find(cfg.system_type).Config, cfg.system)
+    for role in ("guidance", "prompt_processor", "geometry", "renderer", "exporter"):
+        if f"{role}_type" in cfg.system:
+            cls = threestudio.find(cfg.system[f"{role}_type"])
+            parse_structured(cls.Config, cfg.system.get(role, {}))

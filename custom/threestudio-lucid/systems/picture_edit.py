@@ -92,7 +92,7 @@ class LucidPictureEditSystem(BaseSystem):
             source_rgb=self.start.permute(0, 2, 3, 1),
         )
         for name, value in guided.items():
-            self.log(f"train/{name}", float(value))
+            self.log(f"train/{name}", torch.as_tensor(value).detach().float())
         return guided["loss_sds"] * self.C(self.cfg.loss.get("lambda_sds", 1.0))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
