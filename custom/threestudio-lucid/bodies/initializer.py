@@ -39,19 +39,17 @@ class BodyPoints(PointInitializer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.body()  # what is wrong with it should show when the config is read
-
-        def block(self) -> dict[str, Any]:
-            """As `system.body` has it."""
-            names = ("pose", "height", "up", "front", "shape", "gender")
-            return {"model": self.value} | {name: getattr(self, name) for name in names}
-
-        def body(self) -> Body:
-            return body_from_config(self.block(), "system.geometry.init_args")
+            _body(self)  # what is wrong with it should show when the config is read
 
     cfg: Config
 
     def draw(self, draw: torch.Generator) -> PointCloud:
-        body = self.cfg.body()
+        body = _body(self.cfg)
         corners = body.corners[~body.hidden].astype(np.float64)
         return sample_surface(corners, np.full_like(corners, GREY), self.cfg.num_points, draw)
+
+
+def _body(cfg: Any) -> Body:
+    names = ("pose", "height", "up", "front", "shape", "gender")
+    block = {"model": cfg.value} | {name: getattr(cfg, name) for name in names}
+    return body_from_config(block, "system.geometry.init_args")
