@@ -134,8 +134,10 @@ MISTAKES = {
     "system.body.heigth=1": ("'height'",),
     "system.body.height=-1": ("height", "above 0"),
     "system.body_map=jet": ("system.body_map", "viridis, parula, iuv"),
-    "system.geometry.init_args.pose=t": ("differ", "pose: 'standing' against 't'"),
-    "system.geometry.init=body:file:a.obj": ("a.obj",),
+    "system.geometry.init_args.pose=t": ("block", "system.body"),
+    "system.geometry.init_args={pose: t}": ("body:mannequin",),
+    "system.geometry.init_args={block: {pose: t}}": ("differ", "pose: 'standing' against 't'"),
+    "system.geometry.init=body:file:a.obj": ("block", "system.body"),
     "system.guidance.control.model=nowhere": ("There is no ControlNet 'nowhere'", "mini"),
     "system.guidance.control.model=mini": ("another base model", "cross_attention_dim"),
     "system.guidance.control.scores=all": ("conditional, both",),
@@ -152,6 +154,13 @@ def test_mistakes_are_told_before_anything_is_written(models, tmp_path, override
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
+
+
+def test_a_body_of_the_geometry_alone_must_be_the_systems(models, tmp_path):
+    ways = ("system.geometry.init=body:mannequin", "system.geometry.init_args={pose: t}")
+    with pytest.raises(Exception, match="differ"):
+        launch(models, tmp_path, *ways)
+    assert (launch(models, tmp_path, *ways, "system.body.pose=t") / "save/it2.ply").is_file()
 
 
 def test_meshes_that_are_no_bodies(models, tmp_path):

@@ -225,5 +225,15 @@ def test_points_on_a_body():
     assert kind(config | {"fit": True, "radius": 0.3})().points.abs().amax().item() == pytest.approx(
         0.3, abs=1e-4
     )
+    block = {"model": "mannequin", "pose": "walking", "height": 1.0}
+    told = kind({"block": block, "num_points": 3000, "seed": 1})()
+    assert torch.equal(told.points, cloud.points)
+    for wrong, words in (
+        ({"value": "", "pose": "t"}, "names none"),
+        ({"block": block, "value": "mannequin"}, "tells the body already"),
+        ({"block": block, "pose": "t"}, "tells the body already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            kind({"num_points": 10} | wrong)
     with pytest.raises(UserError, match="walking"):
         kind(config | {"pose": "flying"})

@@ -10,6 +10,7 @@ import torch
 
 import threestudio
 
+from ..errors import UserError
 from ..points.cloud import PointCloud
 from ..points.initializers import PREFIX, PointInitializer
 from ..points.meshes import sample_surface
@@ -36,6 +37,8 @@ class BodyPoints(PointInitializer):
         """SMPL's first shape coefficients."""
         gender: Optional[str] = None
         """SMPL's: neutral, female or male; null: neutral."""
+        block: Any = None
+        """A whole block {model, pose, height, ...} instead of all these, such as ${system.body}."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -50,6 +53,18 @@ class BodyPoints(PointInitializer):
 
 
 def _body(cfg: Any) -> Body:
-    names = ("pose", "height", "up", "front", "shape", "gender")
-    block = {"model": cfg.value} | {name: getattr(cfg, name) for name in names}
-    return body_from_config(block, "system.geometry.init_args")
+    """The body that a config tells in its fields, or in a block.
+
+    Raises:
+        UserError: both, neither, or see `sources.body_from_config`.
+    """
+    where = "system.geometry.init_args"
+    told = {name: getattr(cfg, name) for name in ("height", "up", "front", "shape", "gender")}
+    told = {name: value for name, value in told.items() if value} | {"pose": cfg.pose}
+    if cfg.block is None:
+        if not cfg.value:
+            raise UserError("init is 'body' and names none: write body:mannequin, body:smplx:FOLDER, ...")
+        return body_from_config({"model": cfg.value} | told, where)
+    if cfg.value or told != {"pose": "standing"}:
+        raise UserError(f"{where}.block tells the body already: write what is to differ into system.body.")
+    return body_from_config(cfg.block, f"{where}.block")
