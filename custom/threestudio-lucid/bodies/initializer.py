@@ -10,6 +10,7 @@ import torch
 
 import threestudio
 
+from ..errors import UserError
 from ..points.cloud import PointCloud
 from ..points.initializers import PREFIX, PointInitializer
 from ..points.meshes import sample_surface
@@ -36,22 +37,34 @@ class BodyPoints(PointInitializer):
         """SMPL's first shape coefficients."""
         gender: Optional[str] = None
         """SMPL's: neutral, female or male; null: neutral."""
+        block: Any = None
+        """A whole block {model, pose, height, ...} instead of all these, such as ${system.body}."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.body()  # what is wrong with it should show when the config is read
-
-        def block(self) -> dict[str, Any]:
-            """As `system.body` has it."""
-            names = ("pose", "height", "up", "front", "shape", "gender")
-            return {"model": self.value} | {name: getattr(self, name) for name in names}
-
-        def body(self) -> Body:
-            return body_from_config(self.block(), "system.geometry.init_args")
+            _body(self)  # what is wrong with it should show when the config is read
 
     cfg: Config
 
     def draw(self, draw: torch.Generator) -> PointCloud:
-        body = self.cfg.body()
+        body = _body(self.cfg)
         corners = body.corners[~body.hidden].astype(np.float64)
         return sample_surface(corners, np.full_like(corners, GREY), self.cfg.num_points, draw)
+
+
+def _body(cfg: Any) -> Body:
+    """The body that a config tells in its fields, or in a block.
+
+    Raises:
+        UserError: both, neither, or see `sources.body_from_config`.
+    """
+    where = "system.geometry.init_args"
+    told = {name: getattr(cfg, name) for name in ("height", "up", "front", "shape", "gender")}
+    told = {name: value for name, value in told.items() if value} | {"pose": cfg.pose}
+    if cfg.block is None:
+        if not cfg.value:
+            raise UserError("init is 'body' and names none: write body:mannequin, body:smplx:FOLDER, ...")
+        return body_from_config({"model": cfg.value} | told, where)
+    if cfg.value or told != {"pose": "standing"}:
+        raise UserError(f"{where}.block tells the body already: write what is to differ into system.body.")
+    return body_from_config(cfg.block, f"{where}.block")

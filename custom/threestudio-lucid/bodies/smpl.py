@@ -71,7 +71,7 @@ def smpl_body(
     shape: np.ndarray,
     gender: str = "neutral",
 ) -> Body:
-    """An SMPL or SMPL-X body in one of our poses, with the pelvis where the mannequin's stands.
+    """An SMPL or SMPL-X body in one of our poses, standing where the mannequin does.
 
     Args:
         path: an .npz file, or a folder that holds it, as `SMPLX_NEUTRAL.npz` or in `smplx/`.
@@ -97,8 +97,9 @@ def smpl_body(
     faces = np.asarray(data["f"]).astype(np.int32)
     labels, uv = label_faces(rest[0][faces], _limb_of_faces(data, faces), _axes(*rest))
     scale = height / float(np.ptp(rest[0][:, 2]))
-    # the middle of the standing body at the origin, as the mannequin's
-    middle = 0.5 * (rest[0].min(axis=0) + rest[0].max(axis=0))
+    # as the mannequin: the pelvis above the origin, half of the standing body below it
+    low, high = rest[0][:, 2].min(), rest[0][:, 2].max()
+    middle = np.array([*rest[1][0, :2], 0.5 * (low + high)])
     vertices = ((posed[0] - middle) * scale).astype(np.float32)
     return Body(vertices, faces, labels, uv, np.zeros(len(faces), bool))
 

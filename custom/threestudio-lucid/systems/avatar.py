@@ -51,15 +51,16 @@ class LucidAvatarSystem(LucidDreamerSystem):
         if kind != "body":
             return
         ours = _plain({"model": "mannequin"} | dict(self.cfg.body))
-        given = {key: value for key, value in dict(geometry.get("init_args") or {}).items() if key != "fit"}
-        theirs = _plain({"model": model} | given)
+        given = dict(geometry.get("init_args") or {})
+        given.pop("fit", None)
+        block = given.get("block")
+        theirs = _plain({"model": model} | given if block is None else {"model": "mannequin"} | dict(block))
         if ours != theirs:
             different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
             told = "; ".join(f"{key}: {ours.get(key)!r} against {theirs.get(key)!r}" for key in different)
             raise UserError(
-                f"system.body and the body that system.geometry starts from differ ({told}). Write the body "
-                "into system.body alone, and geometry.init: body:${system.body.model}, as "
-                "configs/avatar.yaml does."
+                f"system.body and the body that system.geometry starts from differ ({told}). Write it into "
+                "system.body alone, with geometry.init: body and init_args: {block: ${system.body}}."
             )
 
     def _loss(
