@@ -73,6 +73,8 @@ class LucidGuidance(BaseObject):
         """Words by textual inversion: a file, folder, hub id, or a list of these or of {path, token}."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        vae: Optional[str] = None
+        """Another autoencoder of the same latents, a folder or hub id (madebyollin/taesd); null: its own."""
         compile: bool = False
         """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
         cuda_graphs: bool = True
@@ -132,6 +134,8 @@ class LucidGuidance(BaseObject):
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
         card = find_card(stock.prior_of(self.cfg))
+        if self.cfg.vae is not None:
+            card = replace(card, vae=self.cfg.vae)
         adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where="system.guidance.")
         self.prior = Prior.load(card, self.device, self.cfg.dtype or dtype, adapters)
         card = self.prior.card

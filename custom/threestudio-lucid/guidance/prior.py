@@ -56,6 +56,10 @@ class Prior:
         self.source = _find_source(card)
         self.single_file = self.source if self.source.is_file() else None
         self.configs = _config_folder(card) if self.single_file else self.source
+        if card.vae is None:
+            self.vae_folder, self.vae_config = None, files.read_config(self.configs, "vae")
+        else:
+            self.vae_folder, self.vae_config = files.find_vae(card.vae)
         unet = files.read_config(self.configs, "unet")
         self.latent_channels: int = unet.get("in_channels", 4)
         self.latent_size: int = card.latent_size
@@ -206,13 +210,13 @@ class Prior:
         """AutoencoderKL or AutoencoderTiny."""
         import diffusers
 
-        name = files.read_config(self.configs, "vae").get("_class_name", "AutoencoderKL")
+        name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in ("AutoencoderKL", "AutoencoderTiny"):
             raise UserError(
                 f"The prior {self.card.name!r} has a VAE of class {name}; supported are AutoencoderKL and "
                 "AutoencoderTiny."
             )
-        vae = self._component("vae", getattr(diffusers, name), self.dtype)
+        vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         return vae.to(memory_format=torch.channels_last)
 
     @cached_property
@@ -286,10 +290,19 @@ class Prior:
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    def _component(self, name: str, cls: type, dtype: torch.dtype) -> Any:
-        """One part with its weights, frozen, on the device. Raises UserError when the weights do not fit."""
-        with _quiet(), _loading(self.single_file or self.source / name):
-            if self.single_file:
+    def _component(self, name: str, cls: type, dtype: torch.dtype, folder: Path | None = None) -> Any:
+        """One part with its weights, frozen, on the device.
+
+        Args:
+            folder: where it is, if it is not a part of the prior's own.
+
+        Raises:
+            UserError: the weights do not fit.
+        """
+        from_file = self.single_file if folder is None else None
+        folder = folder or self.source / name
+        with _quiet(), _loading(from_file or folder):
+            if from_file:
                 model = self._from_single_file(name, cls).to(dtype)
             else:
                 is_diffusers = cls.__module__.startswith("diffusers")
@@ -297,13 +310,13 @@ class Prior:
                 if not is_diffusers:
                     options["ignore_mismatched_sizes"] = True  # then the report names them
                 model, report = cls.from_pretrained(
-                    self.source / name,
+                    folder,
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
                     **options,
                 )
-                _check_report(self.source / name, report)
+                _check_report(folder, report)
             return model.to(self.device).eval().requires_grad_(False)
 
     def _from_single_file(self, name: str, cls: type) -> Any:
@@ -320,7 +333,7 @@ class Prior:
 
     def _check_sizes(self, unet: dict) -> None:
         """UNet, VAE, text encoder and card must agree on sizes."""
-        vae = files.read_config(self.configs, "vae")
+        vae = self.vae_config
         text = files.read_config(self.configs, "text_encoder")
         where = f"The prior {self.card.name!r} ({self.source})"
         if vae.get("latent_channels", 4) != self.latent_channels:
