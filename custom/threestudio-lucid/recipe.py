@@ -92,6 +92,21 @@ PUBLISHED: dict[str, Any] = {
     "prune_opacity": 0.005,
     "prune_scale": 0.35,
     "prune_scale_after": 0.06,
+    # edits; the paper gives no numbers
+    "edit_steps": 1000,
+    "edit_lr_sh_dc": [2e-2, 5e-3],
+    "lambda_anchor": 10.0,
+    "edit_guidance_scale": 7.5,
+    "edit_adam_eps": 1e-15,
+    "edit_2d_guidance_scale": 7.5,
+    "edit_2d_steps": 200,
+    "edit_2d_lr": [0.1, 0.01],  # of latents
+    # avatars: the ControlNet, what it is shown of the body (bodies/maps.py), and the body's height
+    "controlnet": "jschoormans/controlnet-densepose-sd2-1-base",
+    "control_scale": 1.0,
+    "control_scores": "conditional",
+    "body_map": "viridis",
+    "body_height": 1.0,
     # NeRFs; here the numbers are threestudio's for Stable Diffusion
     "nerf_steps": 10_000,
     "nerf_batch_size": 1,

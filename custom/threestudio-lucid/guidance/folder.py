@@ -45,7 +45,10 @@ def read_config(folder: Path, component: str) -> dict:
     Raises:
         UserError: there is none, or it is not JSON.
     """
-    file = folder / component / _CONFIGS[component]
+    return _read_json(folder / component / _CONFIGS[component], folder)
+
+
+def _read_json(file: Path, folder: Path) -> dict:
     if not file.is_file():
         raise UserError(_missing(folder, file))
     try:
@@ -55,6 +58,44 @@ def read_config(folder: Path, component: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it is not a JSON object. {_next_step(folder)}")
     return content
+
+
+def find_vae(name: str) -> tuple[Path, dict]:
+    """An autoencoder that is not part of its prior: where it is, and its config.
+
+    Args:
+        name: a folder (of it alone, or of a prior that has one) or a hub id, such as madebyollin/taesd.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, or is damaged.
+    """
+    path = Path(name).expanduser()
+    folder = path if path.is_dir() else _fetch_vae(name)
+    if (folder / "vae" / _CONFIGS["vae"]).is_file():
+        folder = folder / "vae"
+    config = _read_json(folder / _CONFIGS["vae"], folder)
+    weights = folder / _WEIGHTS["vae"]
+    if not weights.is_file():
+        raise UserError(_missing(folder, weights))
+    check_safetensors(weights, folder)
+    return folder, config
+
+
+def _fetch_vae(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    names = [_CONFIGS["vae"], _WEIGHTS["vae"]]
+    patterns = [*names, *(f"vae/{name}" for name in names)]
+    try:
+        return Path(
+            snapshot_download(repository, allow_patterns=patterns)
+        )  # from the cache without a network
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"system.guidance.vae is {repository!r}, which is no folder here, not in the hub's local cache, "
+            f"and cannot be fetched ({type(error).__name__}). Check name and network, or give a folder."
+        ) from error
 
 
 def downscaling(vae_config: dict) -> int:

@@ -23,12 +23,13 @@ from . import stock
 from .adapters import find_adapters
 from .cards import find_card
 from .combine import Conditioning, guided_output
+from .control import Control
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
-from .trajectory import ddim_step, x0_and_eps
+from .trajectory import Model, ddim_step, x0_and_eps
 from .vocabulary import check_words
 
 # What a field that is null in the config means, by recipe.
@@ -72,6 +73,12 @@ class LucidGuidance(BaseObject):
         """Words by textual inversion: a file, folder, hub id, or a list of these or of {path, token}."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        vae: Optional[str] = None
+        """Another autoencoder of the same latents, a folder or hub id (madebyollin/taesd); null: its own."""
+        compile: bool = False
+        """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
+        cuda_graphs: bool = True
+        """On CUDA, launch each network's kernels as one; what they compute stays the same."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None
@@ -106,6 +113,8 @@ class LucidGuidance(BaseObject):
         """Use the texts of the views."""
         seed: int = 0
         """Of timesteps, noise and flips, which are functions of (seed, step)."""
+        control: Any = None
+        """A ControlNet, {model: ..., scores, scale, start, end}: see guidance/control.py; null: none."""
         max_items_eval: int = 4
         """Most views in the pictures of guidance_eval; -1: all."""
 
@@ -125,11 +134,15 @@ class LucidGuidance(BaseObject):
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
         card = find_card(stock.prior_of(self.cfg))
+        if self.cfg.vae is not None:
+            card = replace(card, vae=self.cfg.vae)
         adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where="system.guidance.")
         self.prior = Prior.load(card, self.device, self.cfg.dtype or dtype, adapters)
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
+        self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
@@ -155,6 +168,8 @@ class LucidGuidance(BaseObject):
         high_end = high if stock.is_schedule(s["max_step_percent"]) else s["max_step_percent_end"]
         first, end = index_range(self._rate, len(self.prior.schedule), low, high, high_end)
         self._bound = None if self.cfg.grad_clip is None else C(self.cfg.grad_clip, epoch, global_step)
+        if self.control is not None:
+            self.control.scale = C(self.control.cfg.scale, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
 
@@ -167,6 +182,8 @@ class LucidGuidance(BaseObject):
         camera_distances: Tensor,
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
+        source_rgb: Tensor | None = None,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
@@ -178,6 +195,8 @@ class LucidGuidance(BaseObject):
             elevation, azimuth: [B], degrees.
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
+            source_rgb: like `rgb`, what an edit starts from; for objectives that compare with it.
+            condition: what a ControlNet is shown of each view [B, 3, H, W] in [0, 1], mirrored with it.
 
         Returns:
             loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
@@ -195,12 +214,15 @@ class LucidGuidance(BaseObject):
             round_up=cond.negatives is not None,
         )
 
-        images = rgb.permute(0, 3, 1, 2)
-        if coin < self.cfg.horizontal_flip:
-            images = images.flip(-1)
-        latents = self._latents(images, rgb_as_latents, noise_draws)
+        flipped = coin < self.cfg.horizontal_flip
+        if condition is not None:
+            cond = replace(cond, picture=condition.flip(-1) if flipped else condition)
+        source = None
+        if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
+            source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
+        latents = self._latents(rgb, rgb_as_latents, flipped, noise_draws)
         noise = self._noise(latents, noise_draws)
-        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
+        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws, source)
         grad = step.grad if self._bound is None else step.grad.clamp(-self._bound, self._bound)
 
         out = {
@@ -223,8 +245,9 @@ class LucidGuidance(BaseObject):
         cond: Conditioning,
         delta_t: int,
         generator: torch.Generator,
+        source: Tensor | None = None,
     ) -> Distillation:
-        """The objective: one step of score distillation."""
+        """The objective: one step of score distillation. `source`: latents of `source_rgb`."""
         raise NotImplementedError
 
     # --- for systems that render latents --------------------------------------------------------------------
@@ -241,6 +264,12 @@ class LucidGuidance(BaseObject):
         size = (latent_height or self.latent_size, latent_width or self.latent_size)
         return self.prior.decode(F.interpolate(latents.float(), size, mode="bilinear", align_corners=False))
 
+    def networks(self, cond: Conditioning) -> tuple[Model, Model]:
+        """Of the unguided scores, and of the guided one: the prior's, with or without a ControlNet."""
+        if self.control is None:
+            return self.prior.predict, self.prior.predict
+        return self.control.networks(cond.picture)
+
     # --- the parts of a step --------------------------------------------------------------------------------
 
     def _generators(self) -> tuple[torch.Generator, torch.Generator]:
@@ -252,8 +281,10 @@ class LucidGuidance(BaseObject):
             generator(self.cfg.seed, "guidance-noise", *key, device=self.prior.device),
         )
 
-    def _latents(self, images: Tensor, as_latents: bool, draws: torch.Generator) -> Tensor:
-        """Latents [B, C, h, w] of images [B, 3, H, W], or images that are latents at the prior's size."""
+    def _latents(self, rgb: Tensor, as_latents: bool, flipped: bool, draws: torch.Generator) -> Tensor:
+        """Latents [B, C, h, w] of images [B, H, W, 3], or images that are latents at the prior's size."""
+        images = rgb.permute(0, 3, 1, 2)
+        images = images.flip(-1) if flipped else images
         channels = self.prior.latent_channels if as_latents else 3
         if images.shape[1] != channels:
             raise ValueError(f"rgb has {images.shape[1]} channels; expected {channels}")
@@ -353,12 +384,13 @@ class LucidGuidance(BaseObject):
         cond = _first(cond, n)
         path = sampling_path(prior.schedule, prior.card.num_steps)
         path = [tau, *(u for u in path if u < tau)]
-        output = guided_output(prior.predict, x, tau, cond, self.guidance_scale)
+        _, model = self.networks(cond)
+        output = guided_output(model, x, tau, cond, self.guidance_scale)
         latents = {
             "imgs_noisy": x,
             "imgs_1step": ddim_step(prior.schedule, output, x, tau, path[1]),
             "imgs_1orig": x0_and_eps(prior.schedule, output, x, tau)[0],
-            "imgs_final": denoise(prior.predict, prior.schedule, x, path, cond, self.guidance_scale),
+            "imgs_final": denoise(model, prior.schedule, x, path, cond, self.guidance_scale),
         }
         level = tau / len(prior.schedule)
         cameras = zip(
@@ -408,24 +440,32 @@ class LucidGuidance(BaseObject):
 class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        unguided, guided = self.networks(cond)
         return ism_step(
-            self.prior.predict,
+            unguided,
             self.prior.schedule,
             latents,
             noise,
             index,
             cond,
-            delta_t=delta_t,
-            delta_s=self.settings["delta_s"],
-            xs_inv_steps=self.settings["xs_inv_steps"],
-            guidance_scale=self.guidance_scale,
-            grad_scale=self.cfg.grad_scale,
-            inversion_guidance_scale=self.cfg.inversion_guidance_scale,
-            eta=self.cfg.inversion_eta,
-            generator=generator,
-            recipe=self.cfg.recipe,
+            **self._ism_arguments(delta_t, generator),
+            guided=guided,
         )
+
+    def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
+        """What the config says of the interval, for `ism_step`."""
+        return {
+            "delta_t": delta_t,
+            "delta_s": self.settings["delta_s"],
+            "xs_inv_steps": self.settings["xs_inv_steps"],
+            "guidance_scale": self.guidance_scale,
+            "grad_scale": self.cfg.grad_scale,
+            "inversion_guidance_scale": self.cfg.inversion_guidance_scale,
+            "eta": self.cfg.inversion_eta,
+            "generator": generator,
+            "recipe": self.cfg.recipe,
+        }
 
 
 @threestudio.register("lucid-sds-guidance")
@@ -434,9 +474,10 @@ class LucidSDSGuidance(LucidGuidance):
 
     keeps_sds_scale = True
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        _, guided = self.networks(cond)  # its only one
         return sds_step(
-            self.prior.predict,
+            guided,
             self.prior.schedule,
             latents,
             noise,
@@ -471,4 +512,11 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.inverse[:n],
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
+        None if cond.source is None else cond.source[:n],
+        None if cond.picture is None else cond.picture[:n],
     )
+
+
+def twin(draws: torch.Generator) -> torch.Generator:
+    """A generator that will draw what this one will."""
+    return torch.Generator(draws.device).set_state(draws.get_state())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from . import folder as files
 from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, spell_out
+from .graphs import Replayed, ReplayedWithGradient
 from .lora import merge_loras
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
@@ -55,9 +56,14 @@ class Prior:
         self.source = _find_source(card)
         self.single_file = self.source if self.source.is_file() else None
         self.configs = _config_folder(card) if self.single_file else self.source
+        if card.vae is None:
+            self.vae_folder, self.vae_config = None, files.read_config(self.configs, "vae")
+        else:
+            self.vae_folder, self.vae_config = files.find_vae(card.vae)
         unet = files.read_config(self.configs, "unet")
         self.latent_channels: int = unet.get("in_channels", 4)
         self.latent_size: int = card.latent_size
+        self._compiled = self._replays = False
         self._check_sizes(unet)
 
     @classmethod
@@ -100,14 +106,13 @@ class Prior:
             shrinks = images.shape[-2] > size[0]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=shrinks)
         pixels = (2.0 * images - 1.0).to(self.dtype, memory_format=torch.channels_last)
-        encoded = self.vae.encode(pixels)
-        if hasattr(encoded, "latents"):
-            latents = encoded.latents.float()
-        else:
-            mean, spread = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-            latents = mean
-            if generator is not None:
-                latents = mean + spread * torch.randn(mean.shape, generator=generator, device=mean.device)
+        encoded = self._encoder(pixels).float()
+        if not self._is_variational:
+            return encoded * self.vae.config.scaling_factor
+        latents, log_variance = encoded.chunk(2, dim=1)
+        if generator is not None:
+            fresh = torch.randn(latents.shape, generator=generator, device=latents.device)
+            latents = latents + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * fresh  # diffusers' bounds
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -134,15 +139,21 @@ class Prior:
         return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
 
     @torch.no_grad()
-    def predict(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
+    def predict(self, x: Tensor, tau: int, embeddings: Tensor, **residuals: Any) -> Tensor:
         """The network's raw output (noise or v) for noisy latents [B, C, h, w] at timestep `tau`.
 
         This is the `model` that the functions of `trajectory`, `ism` and `sds` take.
+
+        Args:
+            residuals: what a ControlNet adds to the UNet's features (see `control`).
         """
         # a full tensor, since diffusers would copy a python number to the GPU and wait
         timesteps = torch.full((x.shape[0],), tau, device=x.device)
         x = x.to(self.dtype, memory_format=self._unet_layout)
-        return self.unet(x, timesteps, embeddings.to(self.dtype)).sample.float()
+        arguments = x, timesteps, embeddings.to(self.dtype)
+        if residuals:
+            return self.unet(*arguments, **residuals).sample.float()
+        return self._denoiser(*arguments).to(torch.float32, copy=self._replays)
 
     def eps(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
         """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
@@ -199,13 +210,13 @@ class Prior:
         """AutoencoderKL or AutoencoderTiny."""
         import diffusers
 
-        name = files.read_config(self.configs, "vae").get("_class_name", "AutoencoderKL")
+        name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in ("AutoencoderKL", "AutoencoderTiny"):
             raise UserError(
                 f"The prior {self.card.name!r} has a VAE of class {name}; supported are AutoencoderKL and "
                 "AutoencoderTiny."
             )
-        vae = self._component("vae", getattr(diffusers, name), self.dtype)
+        vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         return vae.to(memory_format=torch.channels_last)
 
     @cached_property
@@ -221,6 +232,50 @@ class Prior:
             add_words(tokenizer, encoder, self.adapters.embeddings, self.card.name)
         return tokenizer, encoder
 
+    # --- how the networks are called ------------------------------------------------------------------------
+
+    def speed_up(self, compiled: bool = False, graphs: bool = True) -> None:
+        """Call the denoiser and the VAE's encoder faster from now on; what they compute stays the same.
+
+        Args:
+            compiled: through torch.compile: a minute or two when first called.
+            graphs: on CUDA, as one launch each (see `graphs`).
+        """
+        if compiled and not self._compiled:
+            self._compiled = True
+            self.unet.compile(dynamic=False)
+            self.vae.encoder.compile(dynamic=False)
+        self._replays = graphs and self.device.type == "cuda"
+        for name in ("_denoiser", "_encoder"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Noisy latents, timesteps [B] and embeddings to the raw output."""
+
+        def denoise(x: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+            return self.unet(x, timesteps, embeddings, return_dict=False)[0]
+
+        return Replayed(denoise) if self._replays else denoise
+
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        """Pixels to latents, or to the moments of their posterior."""
+        vae = self.vae
+
+        def encode(pixels: Tensor) -> Tensor:
+            if not self._is_variational:
+                return vae.encode(pixels, return_dict=False)[0]
+            moments = vae.encoder(pixels)
+            return moments if vae.quant_conv is None else vae.quant_conv(moments)
+
+        return ReplayedWithGradient(encode) if self._replays else encode
+
+    @cached_property
+    def _is_variational(self) -> bool:
+        """AutoencoderKL's encoder writes mean and log variance, AutoencoderTiny's latents."""
+        return type(self.vae).__name__ == "AutoencoderKL"
+
     def release_text_encoder(self) -> None:
         """Gives its memory back; the next `encode_text` loads it again."""
         self.__dict__.pop("_text", None)
@@ -235,10 +290,19 @@ class Prior:
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    def _component(self, name: str, cls: type, dtype: torch.dtype) -> Any:
-        """One part with its weights, frozen, on the device. Raises UserError when the weights do not fit."""
-        with _quiet(), _loading(self.single_file or self.source / name):
-            if self.single_file:
+    def _component(self, name: str, cls: type, dtype: torch.dtype, folder: Path | None = None) -> Any:
+        """One part with its weights, frozen, on the device.
+
+        Args:
+            folder: where it is, if it is not a part of the prior's own.
+
+        Raises:
+            UserError: the weights do not fit.
+        """
+        from_file = self.single_file if folder is None else None
+        folder = folder or self.source / name
+        with _quiet(), _loading(from_file or folder):
+            if from_file:
                 model = self._from_single_file(name, cls).to(dtype)
             else:
                 is_diffusers = cls.__module__.startswith("diffusers")
@@ -246,13 +310,13 @@ class Prior:
                 if not is_diffusers:
                     options["ignore_mismatched_sizes"] = True  # then the report names them
                 model, report = cls.from_pretrained(
-                    self.source / name,
+                    folder,
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
                     **options,
                 )
-                _check_report(self.source / name, report)
+                _check_report(folder, report)
             return model.to(self.device).eval().requires_grad_(False)
 
     def _from_single_file(self, name: str, cls: type) -> Any:
@@ -269,7 +333,7 @@ class Prior:
 
     def _check_sizes(self, unet: dict) -> None:
         """UNet, VAE, text encoder and card must agree on sizes."""
-        vae = files.read_config(self.configs, "vae")
+        vae = self.vae_config
         text = files.read_config(self.configs, "text_encoder")
         where = f"The prior {self.card.name!r} ({self.source})"
         if vae.get("latent_channels", 4) != self.latent_channels:

@@ -30,7 +30,7 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.misc import get_rank
 
 from ..data.cameras import view_batch
-from ..data.orbit import circle
+from ..data.orbit import Cameras, circle
 from ..errors import UserError, check_pair, check_range, closest
 from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
@@ -49,7 +49,7 @@ from .swap import GuidanceSwap
 # How many steps in a row may lack finite gradients before a run gives up.
 PATIENCE = 10
 # Weights of our losses, and of those that threestudio's guidances return.
-OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity")
+OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity", "anchor")
 THEIR_LOSSES = ("sds_img", "sdi", "vsd", "lora", "sd", "sd_img", "train_phi")
 KNOWN_WEIGHTS = tuple(f"lambda_{name}" for name in OUR_LOSSES + THEIR_LOSSES)
 
@@ -162,6 +162,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             for name, value in values.items():
                 logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
 
+        self._restrain_gradients()
         if self._gradients_are_finite(step):
             self._control_density(optimizer, rendered, step + 1)
             self.record.update(logs)
@@ -209,6 +210,9 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         if key not in self.cfg.loss:
             raise UserError(f"system.loss.{key} is missing: it weighs {loss} (0 leaves it out).")
         return self.cfg.loss[key]
+
+    def _restrain_gradients(self) -> None:
+        """Where subclasses drop gradients of what may not move."""
 
     def _chance(self, probability: float, purpose: str, step: int) -> bool:
         return torch.rand((), generator=generator(self.cfg.seed, purpose, step)).item() < probability
@@ -327,6 +331,17 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     @torch.no_grad()
     def _save_sheet(self, step: int) -> str:
         """Views at even azimuths, each as a picture of its own, and all on one sheet."""
+        cameras, views = self._sheet_cameras()
+        parts = split_batch(views, self.cfg.sheet_views)
+        pictures = torch.cat([self(part)["comp_rgb"] for part in parts])
+        azimuths = cameras.azimuth.tolist()
+        for azimuth, picture in zip(azimuths, pictures, strict=True):
+            self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
+        sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
+        return self.save_image(f"it{step}-views.png", sheet)
+
+    def _sheet_cameras(self) -> tuple[Cameras, dict[str, Any]]:
+        """Cameras all around at the height of the test views, and their batch."""
         camera = self._test_camera
         cameras = circle(
             self.cfg.sheet_views,
@@ -336,12 +351,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         )
         views = view_batch(cameras, camera["height"], camera["width"])
         views = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in views.items()}
-        pictures = torch.cat([self(part)["comp_rgb"] for part in split_batch(views, self.cfg.sheet_views)])
-        azimuths = cameras.azimuth.tolist()
-        for azimuth, picture in zip(azimuths, pictures, strict=True):
-            self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
-        sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
-        return self.save_image(f"it{step}-views.png", sheet)
+        return cameras, views
 
     def metrics(self) -> dict[str, Any]:
         """What the run came to; the same for the same config and seed on the same machine."""
