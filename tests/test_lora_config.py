@@ -100,7 +100,9 @@ def test_it_is_ism_gs_but_for_the_prior_and_what_is_added():
     assert plain == lora
 
 
-@pytest.mark.parametrize("name", ["ism-gs", "sds-gs", "ism-nerf", "sds-nerf", "lora"])
+@pytest.mark.parametrize(
+    "name", ["ism-gs", "sds-gs", "ism-nerf", "sds-nerf", "edit-2d", "edit-3d", "avatar", "lora"]
+)
 def test_every_config_takes_a_lora_by_one_key(name, prior):
     given = "[{path: stripes, weight: 0.5}]"
     overrides = [f"system.guidance.prior={prior}", f"system.guidance.lora={given}"]
