@@ -161,9 +161,9 @@ MISTAKES = {
     "system.geometry.init=shape:ball": "nothing to edit",
     "system.geometry.init=file:nowhere.ply": "no file nowhere.ply",
     "system.guidance.reference=delat": "delta",
-    "system.prompt_processor.prompt=": "no prompt",
+    "system.prompt_processor.prompt=''": "no prompt",
     "system.loss.lambda_ancor=1": "lambda_anchor",
-    "system.geometry.capacity=30": "capacity",
+    "system.geometry.capacity=30": "at most 30",
 }
 
 
