@@ -51,6 +51,7 @@ def edit(asset, prior, folder, *overrides, steps=4, stage="train"):
         "system.prompt_processor.source_prompt=ball",
         "system.prompt_processor.prompt=abc",
         f"exp_root_dir={folder}/out",
+        "tag=abc",
         f"trainer.max_steps={steps}",
         *overrides,
     ]

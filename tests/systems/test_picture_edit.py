@@ -34,6 +34,7 @@ def edit(image, prior, folder, *overrides, steps=2, stage="train"):
         "system.prompt_processor.prompt=abc",
         f"exp_root_dir={folder}/out",
         "use_timestamp=false",
+        "tag=abc",
         f"trainer.max_steps={steps}",
         *overrides,
     ]
