@@ -45,6 +45,7 @@ print(*mine)
         ROOT / "host",
     )
     assert out.split() == [
+        "lucid-avatar-system",
         "lucid-camera-datamodule",
         "lucid-dreamer-system",
         "lucid-edit-guidance",
@@ -57,6 +58,7 @@ print(*mine)
         "lucid-picture-datamodule",
         "lucid-picture-edit-system",
         "lucid-ply-exporter",
+        "lucid-point-body",
         "lucid-point-file",
         "lucid-point-shap-e",
         "lucid-point-shape",
@@ -72,7 +74,7 @@ def test_the_mathematics_needs_no_threestudio_and_no_diffusers():
         + f"""
 load({str(EXTENSION)!r})
 import threestudio_lucid.rasterizer, threestudio_lucid.points, threestudio_lucid.data.orbit
-import threestudio_lucid.gaussians.density, threestudio_lucid.gaussians.ply
+import threestudio_lucid.gaussians.density, threestudio_lucid.gaussians.ply, threestudio_lucid.bodies
 import threestudio_lucid.guidance.ism, threestudio_lucid.guidance.sds
 heavy = ("threestudio", "pytorch_lightning", "lightning", "diffusers", "transformers", "torchvision")
 print(*[name for name in heavy if name in sys.modules])

@@ -3,6 +3,7 @@
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
     python -m toybox.grade edit outputs/edit-3d/a_mug@...  # is the edit there, and the rest what it was?
+    python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes, face of an avatar
     python -m toybox.grade prior                           # 300 samples of the bundled prior
     python -m toybox.grade points                          # the bundled point prior, all prompts
     python -m toybox.grade train --minutes 10              # train it again, on the pictures of the cache
@@ -479,7 +480,8 @@ def _main_points(options: argparse.Namespace) -> int:
     from threestudio_lucid.points.pointe.generator import MINI
     from toybox.grade_points import BAR, grade_points
 
-    prior = load_folder(options.prior or MINI)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior = load_folder(options.prior or MINI, device)
     wanted = {"points": options.points, "steps": options.steps, "guidance_scale": options.guidance_scale}
     prior.stage = replace(prior.stage, **{key: value for key, value in wanted.items() if value is not None})
     result = grade_points(prior, options.n, options.seed, options.sheet)
@@ -509,6 +511,14 @@ def _main_edit(options: argparse.Namespace) -> int:
     _print_grades([(Path(name), grade) for name, grade in zip(names, grades, strict=True)])
     print(result.text())
     return 0 if result.good else 1
+
+
+def _main_avatar(options: argparse.Namespace) -> int:
+    from toybox.grade_avatar import grade_avatar
+
+    result = grade_avatar(options.path, options.prompt)
+    print(result.text())
+    return 0 if result.passes else 1
 
 
 def _main_images(options: argparse.Namespace) -> int:
@@ -567,6 +577,11 @@ def _parser() -> argparse.ArgumentParser:
     edit = commands.add_parser("edit", help="grade an edit; exit status 0 if 7 of 8 views are right")
     edit.add_argument("path", type=Path, help="the folder of a run of configs/edit-3d.yaml or edit-2d.yaml")
     edit.set_defaults(run=_main_edit)
+
+    avatar = commands.add_parser("avatar", help="grade an avatar; exit status 0 if all bars are met")
+    avatar.add_argument("path", type=Path, help="a run's folder")
+    avatar.add_argument("--prompt", help="what it should be (default: the run's prompt)")
+    avatar.set_defaults(run=_main_avatar)
 
     images = commands.add_parser("images", help="say what is on pictures")
     images.add_argument("paths", type=Path, nargs="+", help="PNG files")

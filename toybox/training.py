@@ -66,7 +66,9 @@ class Ema:
         return {"shadow": self.shadow, "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
-        self.shadow, self.updates = state["shadow"], state["updates"]
+        self.updates = state["updates"]
+        for mine, saved in zip(self.shadow, state["shadow"], strict=True):
+            mine.copy_(saved)
 
 
 class Run:

@@ -51,8 +51,8 @@ def cache(tmp_path_factory):
             labels = np.zeros(8, dataset.LABEL)
             labels["object"], labels["color"], labels["distance"] = name, "red", 3.0
             labels["azimuth"] = rng.uniform(-180, 180, 8)
-            dataset._save(labels_path, labels)
-            dataset._save(images_path, ellipses(8, 128, rng))
+            dataset.save_array(labels_path, labels)
+            dataset.save_array(images_path, ellipses(8, 128, rng))
     return folder
 
 
@@ -100,9 +100,9 @@ def test_shards_have_all_colors_and_most_of_the_objects_own():
 def test_unfinished_shards_are_made_again(tmp_path):
     assert len(dataset._missing_shards(tmp_path, ["mug", "car"], 2 * dataset.SHARD_SIZE)) == 2
     images_path, labels_path = dataset.shard_paths(tmp_path, "mug", 0)
-    dataset._save(labels_path, np.zeros(1, dataset.LABEL))  # killed between labels and images
+    dataset.save_array(labels_path, np.zeros(1, dataset.LABEL))  # killed between labels and images
     assert len(dataset._missing_shards(tmp_path, ["mug", "car"], 2 * dataset.SHARD_SIZE)) == 2
-    dataset._save(images_path, np.zeros((1, 4, 4, 4), np.uint8))
+    dataset.save_array(images_path, np.zeros((1, 4, 4, 4), np.uint8))
     assert dataset._missing_shards(tmp_path, ["mug", "car"], 240) == [("car", 0, str(tmp_path))]
 
 

@@ -6,6 +6,8 @@ sideways; a pose turns joints, and forward kinematics carries the limbs along.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..parts import ball, box, cylinder, limb, rotation
@@ -73,17 +75,21 @@ POSES: dict[str, dict[str, Turn]] = {
 }
 
 
-def frames(pose: str = "standing") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+Pose = str | Mapping[str, Turn]  # one of ``POSES``, or turns of joints
+
+
+def frames(pose: Pose = "standing") -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Each joint's place ``[3]`` and orientation ``[3, 3]`` (columns: its axes in the world) in a pose."""
+    turns = POSES[pose] if isinstance(pose, str) else pose
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (parent, offset) in SKELETON.items():
         at, turn = out[parent] if parent else (np.zeros(3), np.eye(3))
-        out[name] = at + turn @ np.array(offset), turn @ rotation(*POSES[pose].get(name, (0.0, 0.0, 0.0)))
+        out[name] = at + turn @ np.array(offset), turn @ rotation(*turns.get(name, (0.0, 0.0, 0.0)))
     return out
 
 
-def joints(pose: str = "standing") -> dict[str, np.ndarray]:
-    """Each joint's place ``[3]`` in a pose of ``POSES``."""
+def joints(pose: Pose = "standing") -> dict[str, np.ndarray]:
+    """Each joint's place ``[3]`` in a pose."""
     return {name: at for name, (at, _turn) in frames(pose).items()}
 
 

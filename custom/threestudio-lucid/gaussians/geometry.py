@@ -36,7 +36,7 @@ class LucidGaussianSplatting(BaseGeometry):
         init: str = "shape:ball"
         """Where points come from: text:PROMPT (Point-E), shap-e:PROMPT, either alone for init_prompt;
         shape:ball, sphere, box or torus; file:PATH of points (.ply, .npz), a mesh (.obj, .glb, .ply), or
-        Gaussians (.ply)."""
+        Gaussians (.ply); body:mannequin, smplx:FOLDER or file:PATH."""
         init_prompt: str = ""
         """What text and shap-e are given where `init` does not say; configs set it to the prompt."""
         text_model: str = "mini"

@@ -31,6 +31,7 @@ class Conditioning:
     negatives: Perp-Neg's negative prompts [K, B, T, D], or None.
     weights: their weights [K, B], not positive; given exactly when `negatives` is.
     source: what an edit starts from, as seen from each view [B, T, D]; None where nothing is edited.
+    picture: what a ControlNet is shown of each view [B, 3, H, W], or None.
     """
 
     text: Tensor
@@ -39,6 +40,7 @@ class Conditioning:
     negatives: Tensor | None = None
     weights: Tensor | None = None
     source: Tensor | None = None
+    picture: Tensor | None = None
 
 
 def classifier_free(uncond: Tensor, text: Tensor, scale: float) -> Tensor:

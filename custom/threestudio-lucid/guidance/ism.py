@@ -84,6 +84,7 @@ def ism_step(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
     recipe: str = "released",
+    guided: Model | None = None,
 ) -> Distillation:
     """One step of Interval Score Matching.
 
@@ -102,6 +103,7 @@ def ism_step(
         inversion_guidance_scale: above 1, the inversion runs on e_inverse + scale (e_uncond - e_inverse).
         eta, generator: fresh noise in the inversion, see `ddim_step`; not in the last step s -> t.
         recipe: "released" or "paper", see above.
+        guided: the network of the guided score, where it is another one (see `control`).
     """
     delta_s = delta_t if delta_s is None else delta_s
     unguided = _inversion_model(model, cond, inversion_guidance_scale)
@@ -128,7 +130,7 @@ def ism_step(
     x_t = ddim_step(schedule, target, x_s, tau_s, tau_t, ab=ab_s)
 
     # 3. the guided score at x_t
-    pred = guided_output(model, x_t, tau_t, cond, guidance_scale)
+    pred = guided_output(guided or model, x_t, tau_t, cond, guidance_scale)
     if recipe == "paper":
         target = x0_and_eps(schedule, target, x_s, tau_s, ab=ab_s)[1]
         pred = x0_and_eps(schedule, pred, x_t, tau_t)[1]

@@ -54,8 +54,9 @@ class LucidEditGuidance(LucidISMGuidance):
         return super().__call__(rgb, prompt_utils, *args, source_rgb=source_rgb, **kwargs)
 
     def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        unguided, guided = self.networks(cond)
         return edit_step(
-            self.prior.predict,
+            unguided,
             self.prior.schedule,
             latents,
             noise,
@@ -63,5 +64,6 @@ class LucidEditGuidance(LucidISMGuidance):
             cond,
             reference=self._reference,
             source=source,
+            guided=guided,
             **self._ism_arguments(delta_t, generator),
         )

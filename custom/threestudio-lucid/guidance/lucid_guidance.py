@@ -20,13 +20,16 @@ from threestudio.utils.misc import C, get_rank
 from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
 from . import stock
+from .adapters import find_adapters
+from .cards import find_card
 from .combine import Conditioning, guided_output
+from .control import Control
 from .ism import RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
-from .trajectory import ddim_step, x0_and_eps
+from .trajectory import Model, ddim_step, x0_and_eps
 from .vocabulary import check_words
 
 # What a field that is null in the config means, by recipe.
@@ -64,8 +67,18 @@ class LucidGuidance(BaseObject):
     class Config(stock.StockKeys, BaseObject.Config):
         prior: str = "auto"
         """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
+        lora: Any = None
+        """LoRA: a file, folder, hub id, name, or a list of these or of {path, weight, trigger}."""
+        embeddings: Any = None
+        """Words by textual inversion: a file, folder, hub id, or a list of these or of {path, token}."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        vae: Optional[str] = None
+        """Another autoencoder of the same latents, a folder or hub id (madebyollin/taesd); null: its own."""
+        compile: bool = False
+        """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
+        cuda_graphs: bool = True
+        """On CUDA, launch each network's kernels as one; what they compute stays the same."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None
@@ -100,6 +113,8 @@ class LucidGuidance(BaseObject):
         """Use the texts of the views."""
         seed: int = 0
         """Of timesteps, noise and flips, which are functions of (seed, step)."""
+        control: Any = None
+        """A ControlNet, {model: ..., scores, scale, start, end}: see guidance/control.py; null: none."""
         max_items_eval: int = 4
         """Most views in the pictures of guidance_eval; -1: all."""
 
@@ -118,10 +133,16 @@ class LucidGuidance(BaseObject):
         self._check_settings()
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
-        self.prior = Prior.load(stock.prior_of(self.cfg), self.device, self.cfg.dtype or dtype)
+        card = find_card(stock.prior_of(self.cfg))
+        if self.cfg.vae is not None:
+            card = replace(card, vae=self.cfg.vae)
+        adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where="system.guidance.")
+        self.prior = Prior.load(card, self.device, self.cfg.dtype or dtype, adapters)
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
+        self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
             threestudio.info(line)
@@ -133,6 +154,7 @@ class LucidGuidance(BaseObject):
             f"Guidance: {type(self).__name__} ({self.cfg.recipe}) with prior {card.name}, "
             f"{card.image_size} px, guidance scale {self.guidance_scale:g}, "
             f"{str(self.prior.dtype).removeprefix('torch.')} on {self.prior.device}"
+            + (f", with {adapters}" if adapters else "")
         )
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -146,6 +168,8 @@ class LucidGuidance(BaseObject):
         high_end = high if stock.is_schedule(s["max_step_percent"]) else s["max_step_percent_end"]
         first, end = index_range(self._rate, len(self.prior.schedule), low, high, high_end)
         self._bound = None if self.cfg.grad_clip is None else C(self.cfg.grad_clip, epoch, global_step)
+        if self.control is not None:
+            self.control.scale = C(self.control.cfg.scale, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
 
@@ -159,6 +183,7 @@ class LucidGuidance(BaseObject):
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
         source_rgb: Tensor | None = None,
+        condition: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
@@ -171,6 +196,7 @@ class LucidGuidance(BaseObject):
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
             source_rgb: like `rgb`, what an edit starts from; for objectives that compare with it.
+            condition: what a ControlNet is shown of each view [B, 3, H, W] in [0, 1], mirrored with it.
 
         Returns:
             loss_sds: sum of the squared gradient / (2 B); its gradient on the latents is grad / B.
@@ -189,6 +215,8 @@ class LucidGuidance(BaseObject):
         )
 
         flipped = coin < self.cfg.horizontal_flip
+        if condition is not None:
+            cond = replace(cond, picture=condition.flip(-1) if flipped else condition)
         source = None
         if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
             source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
@@ -236,6 +264,12 @@ class LucidGuidance(BaseObject):
         size = (latent_height or self.latent_size, latent_width or self.latent_size)
         return self.prior.decode(F.interpolate(latents.float(), size, mode="bilinear", align_corners=False))
 
+    def networks(self, cond: Conditioning) -> tuple[Model, Model]:
+        """Of the unguided scores, and of the guided one: the prior's, with or without a ControlNet."""
+        if self.control is None:
+            return self.prior.predict, self.prior.predict
+        return self.control.networks(cond.picture)
+
     # --- the parts of a step --------------------------------------------------------------------------------
 
     def _generators(self) -> tuple[torch.Generator, torch.Generator]:
@@ -271,12 +305,8 @@ class LucidGuidance(BaseObject):
     ) -> Conditioning:
         """Embeddings of the views, from our prompt processor or threestudio's."""
         view_dependent = self.cfg.view_dependent_prompting
+        self.check_prompts(prompt_utils)
         if hasattr(prompt_utils, "embeddings_for"):
-            if prompt_utils.prior_path != self.prior.card.path:
-                raise UserError(
-                    f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
-                    f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
-                )
             return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
 
         self._check_prompts(prompt_utils)
@@ -296,6 +326,31 @@ class LucidGuidance(BaseObject):
                 "lucid-prompt-processor with the guidance's prior."
             )
         return replace(cond, inverse=self._empty_text().expand(batch, -1, -1))
+
+    def check_prompts(self, prompt_utils: Any) -> None:
+        """The prompt must be encoded by this very prior, with the same LoRA and words.
+
+        Raises:
+            UserError: it is not; says which keys to set.
+        """
+        adapters = self.prior.adapters
+        if not hasattr(prompt_utils, "embeddings_for"):
+            if adapters:
+                raise UserError(
+                    f"The guidance has {adapters}, of which threestudio's prompt processors know nothing. "
+                    "Use system.prompt_processor_type=lucid-prompt-processor, with the same adapters."
+                )
+            return
+        if prompt_utils.prior_path != self.prior.card.path:
+            raise UserError(
+                f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
+                f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
+            )
+        if prompt_utils.adapters.fingerprint != adapters.fingerprint:
+            raise UserError(
+                f"The prompt is encoded with {prompt_utils.adapters}, the guidance has {adapters}. Set "
+                "system.prompt_processor.lora to ${system.guidance.lora}, and embeddings likewise."
+            )
 
     def _check_prompts(self, prompt_utils: Any) -> None:
         """What threestudio's prompt processor does not: check the words of a closed vocabulary, once each."""
@@ -329,12 +384,13 @@ class LucidGuidance(BaseObject):
         cond = _first(cond, n)
         path = sampling_path(prior.schedule, prior.card.num_steps)
         path = [tau, *(u for u in path if u < tau)]
-        output = guided_output(prior.predict, x, tau, cond, self.guidance_scale)
+        _, model = self.networks(cond)
+        output = guided_output(model, x, tau, cond, self.guidance_scale)
         latents = {
             "imgs_noisy": x,
             "imgs_1step": ddim_step(prior.schedule, output, x, tau, path[1]),
             "imgs_1orig": x0_and_eps(prior.schedule, output, x, tau)[0],
-            "imgs_final": denoise(prior.predict, prior.schedule, x, path, cond, self.guidance_scale),
+            "imgs_final": denoise(model, prior.schedule, x, path, cond, self.guidance_scale),
         }
         level = tau / len(prior.schedule)
         cameras = zip(
@@ -385,14 +441,16 @@ class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
     def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        unguided, guided = self.networks(cond)
         return ism_step(
-            self.prior.predict,
+            unguided,
             self.prior.schedule,
             latents,
             noise,
             index,
             cond,
             **self._ism_arguments(delta_t, generator),
+            guided=guided,
         )
 
     def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
@@ -417,8 +475,9 @@ class LucidSDSGuidance(LucidGuidance):
     keeps_sds_scale = True
 
     def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
+        _, guided = self.networks(cond)  # its only one
         return sds_step(
-            self.prior.predict,
+            guided,
             self.prior.schedule,
             latents,
             noise,
@@ -454,6 +513,7 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
         None if cond.source is None else cond.source[:n],
+        None if cond.picture is None else cond.picture[:n],
     )
 
 

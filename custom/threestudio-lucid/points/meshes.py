@@ -81,14 +81,8 @@ def read_mesh(path: str | Path, n: int, generator: torch.Generator) -> PointClou
     """
     path = Path(path)
     parts = _load(path)
-    triangles = sum(len(part.faces) for part, _ in parts if hasattr(part, "faces"))
-    if triangles > MAX_TRIANGLES:
-        raise UserError(
-            f"{path} has {triangles:,} triangles; at most {MAX_TRIANGLES:,} are read. Simplify it first."
-        )
     linear = path.suffix.lower() == ".glb"
-    meshes = [(part, _placed(path, part, place)) for part, place in parts if hasattr(part, "faces")]
-    meshes = [(part, vertices) for part, vertices in meshes if len(part.faces)]
+    meshes = _with_faces(path, parts)
     if not meshes:
         return _points_of(path, parts, linear)
     corners = [vertices[_faces(path, part)] for part, vertices in meshes]
@@ -107,6 +101,21 @@ def read_mesh(path: str | Path, n: int, generator: torch.Generator) -> PointClou
     return _cloud(places, colors, normals)
 
 
+def read_surface(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices float64 [V, 3] in the file's axes and triangles int64 [F, 3] of an OBJ or GLB file.
+
+    Raises:
+        UserError: see `read_mesh`; a file without triangles.
+    """
+    path = Path(path)
+    meshes = _with_faces(path, _load(path))
+    if not meshes:
+        raise UserError(f"{path} holds no triangles, so it has no surface.")
+    starts = np.cumsum([0, *(len(vertices) for _, vertices in meshes)])
+    faces = [_faces(path, part) + start for (part, _), start in zip(meshes, starts, strict=False)]
+    return np.concatenate([vertices for _, vertices in meshes]), np.concatenate(faces)
+
+
 def sample_ply(path: str | Path, triangles: np.ndarray, n: int, generator: torch.Generator) -> PointCloud:
     """`n` points on triangles [F, 3] of a PLY file, in its vertices' colours; without an area, the vertices.
 
@@ -119,6 +128,21 @@ def sample_ply(path: str | Path, triangles: np.ndarray, n: int, generator: torch
         return sample_surface(points.double().numpy()[triangles], colors.numpy()[triangles], n, generator)
     except ValueError:
         return PointCloud(points, colors)
+
+
+def _with_faces(path: Path, parts: list[tuple[Any, np.ndarray]]) -> list[tuple[Any, np.ndarray]]:
+    """The parts of a scene that have triangles, each with its vertices where they stand.
+
+    Raises:
+        UserError: more than `MAX_TRIANGLES`, or see `_placed`.
+    """
+    triangles = sum(len(part.faces) for part, _ in parts if hasattr(part, "faces"))
+    if triangles > MAX_TRIANGLES:
+        raise UserError(
+            f"{path} has {triangles:,} triangles; at most {MAX_TRIANGLES:,} are read. Simplify it first."
+        )
+    meshes = [(part, _placed(path, part, place)) for part, place in parts if hasattr(part, "faces")]
+    return [(part, vertices) for part, vertices in meshes if len(part.faces)]
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ KINDS = {
     "shape": f"shape:{'|'.join(SHAPES)}",
     "file": "file:PATH of .ply, .npz, .obj or .glb",
     "shap-e": "shap-e:PROMPT, or shap-e alone for the prompt",
+    "body": "body:mannequin, body:smplx:FOLDER or body:file:PATH",
 }
 SUFFIXES = (".ply", ".npz", ".obj", ".glb")
 # Where points reach farther than this many radii, the cameras will hardly see them.

@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ import threestudio
 from threestudio.utils.base import BaseObject
 
 from ..errors import UserError, check_choice, check_range
+from ..guidance.adapters import NONE, Adapters, find_adapters, without_words
+from ..guidance.cards import find_card
 from ..guidance.combine import Conditioning
 from ..guidance.prior import Prior
 from ..guidance.vocabulary import check_words, normalise
@@ -33,7 +35,7 @@ class ViewPrompts:
     plain, negative, inverse: the prompt without view words, the negative prompt, the inversion's text.
     views: [4, T, D], the prompt as seen from `view.VIEWS`.
     source, source_views: the same of what an edit starts from, or None.
-    prior_path: of the prior that made them.
+    prior_path, adapters: of the prior that made them.
     prompts: the texts behind the embeddings, by name.
     """
 
@@ -43,6 +45,7 @@ class ViewPrompts:
     views: Tensor
     prior_path: str
     prompts: dict[str, str]
+    adapters: Adapters = NONE
     use_perp_neg: bool = False
     view_dependent: bool = True
     blend: str = "linear"
@@ -163,6 +166,10 @@ class LucidPromptProcessor(BaseObject):
     class Config(BaseObject.Config):
         prior: str = "auto"
         """Whose text encoder; the same as the guidance's."""
+        lora: Any = None
+        """LoRA of the text encoder; the same as the guidance's."""
+        embeddings: Any = None
+        """Words learned by textual inversion; the same as the guidance's."""
         prompt: str = ""
         """What to make."""
         negative_prompt: str = ""
@@ -206,10 +213,12 @@ class LucidPromptProcessor(BaseObject):
 
     def configure(self) -> None:
         self._check_config()
-        self.prior = Prior.load(self.cfg.prior, self.device)
+        card, where = find_card(self.cfg.prior), "system.prompt_processor."
+        adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where=where)
+        self.prior = Prior.load(card, self.device, adapters=adapters)
         self.prompts = self._texts()
         for field, text in self._given().items():
-            check_words(text, self.prior.card, where=f"system.prompt_processor.{field}")
+            check_words(text, self.prior.card, where=where + field)
         texts = list(dict.fromkeys(self.prompts.values()))
         found = dict(zip(texts, self._encode(texts), strict=True))
         embeddings = {name: found[text] for name, text in self.prompts.items()}
@@ -220,6 +229,7 @@ class LucidPromptProcessor(BaseObject):
             views=self._views(embeddings),
             prior_path=self.prior.card.path,
             prompts=self.prompts,
+            adapters=adapters,
             use_perp_neg=self.cfg.use_perp_neg,
             view_dependent=self.cfg.view_dependent,
             blend=self.cfg.view_blend,
@@ -233,6 +243,10 @@ class LucidPromptProcessor(BaseObject):
             source_views=self._views(embeddings, "source ") if self.cfg.source_prompt else None,
         )
         threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
+        if adapters.words and without_words(self.prompts["plain"], adapters.words) == self.prompts["plain"]:
+            threestudio.warn(
+                f"The prompt says none of the words that were learned: {', '.join(adapters.words)}."
+            )
 
     def __call__(self) -> ViewPrompts:
         return self._output

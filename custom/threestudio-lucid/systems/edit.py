@@ -27,7 +27,7 @@ from ..gaussians.cloud import Gaussians, scales
 from ..gaussians.mask import MaskConfig, editable
 from ..gaussians.ply import write_ply
 from ..guidance.lucid_guidance import twin
-from .lucid_dreamer import LucidDreamerSystem
+from .lucid_dreamer import LucidDreamerSystem, split_batch
 from .sheet import azimuth_label, contact_sheet
 
 SHAPES = ("keep", "anchor", "free")
@@ -148,7 +148,8 @@ class LucidEditSystem(LucidDreamerSystem):
 
     def _save_comparison(self, step: int) -> str:
         """Before, after and difference from even azimuths, on one sheet."""
-        azimuths, parts = self._sheet_batches()
+        cameras, views = self._sheet_cameras()
+        azimuths, parts = cameras.azimuth.tolist(), split_batch(views, self.cfg.sheet_views)
         rows: list[list[Tensor]] = [[], [], []]
         for part in parts:
             after = self(part)["comp_rgb"]

@@ -30,12 +30,13 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.misc import get_rank
 
 from ..data.cameras import view_batch
-from ..data.orbit import circle
+from ..data.orbit import Cameras, circle
 from ..errors import UserError, check_pair, check_range, closest
 from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
+from ..guidance.lucid_guidance import LucidGuidance
 from ..guidance.stock import check_schedule
 from ..seeding import generator
 from . import density as timetable
@@ -114,6 +115,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
+        if isinstance(self.guidance, LucidGuidance):
+            self.guidance.check_prompts(self.prompt_utils)
         return torch.optim.Adam(
             self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
         )
@@ -328,15 +331,17 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     @torch.no_grad()
     def _save_sheet(self, step: int) -> str:
         """Views at even azimuths, each as a picture of its own, and all on one sheet."""
-        azimuths, batches = self._sheet_batches()
-        pictures = torch.cat([self(batch)["comp_rgb"] for batch in batches])
+        cameras, views = self._sheet_cameras()
+        parts = split_batch(views, self.cfg.sheet_views)
+        pictures = torch.cat([self(part)["comp_rgb"] for part in parts])
+        azimuths = cameras.azimuth.tolist()
         for azimuth, picture in zip(azimuths, pictures, strict=True):
             self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)
         sheet = contact_sheet(pictures, [azimuth_label(a) for a in azimuths], self._prompt())
         return self.save_image(f"it{step}-views.png", sheet)
 
-    def _sheet_batches(self) -> tuple[list[float], Iterator[dict[str, Any]]]:
-        """Azimuths in degrees and batches of one view each, from the height and distance of the test."""
+    def _sheet_cameras(self) -> tuple[Cameras, dict[str, Any]]:
+        """Cameras all around at the height of the test views, and their batch."""
         camera = self._test_camera
         cameras = circle(
             self.cfg.sheet_views,
@@ -346,7 +351,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         )
         views = view_batch(cameras, camera["height"], camera["width"])
         views = {k: v.to(self.device) if torch.is_tensor(v) else v for k, v in views.items()}
-        return cameras.azimuth.tolist(), split_batch(views, self.cfg.sheet_views)
+        return cameras, views
 
     def metrics(self) -> dict[str, Any]:
         """What the run came to; the same for the same config and seed on the same machine."""
