@@ -51,6 +51,7 @@ def edit(asset, prior, folder, *overrides, steps=4, stage="train"):
         "system.prompt_processor.source_prompt=ball",
         "system.prompt_processor.prompt=abc",
         f"exp_root_dir={folder}/out",
+        "tag=abc",
         f"trainer.max_steps={steps}",
         *overrides,
     ]
@@ -161,9 +162,9 @@ MISTAKES = {
     "system.geometry.init=shape:ball": "nothing to edit",
     "system.geometry.init=file:nowhere.ply": "no file nowhere.ply",
     "system.guidance.reference=delat": "delta",
-    "system.prompt_processor.prompt=": "no prompt",
+    "system.prompt_processor.prompt=''": "no prompt",
     "system.loss.lambda_ancor=1": "lambda_anchor",
-    "system.geometry.capacity=30": "capacity",
+    "system.geometry.capacity=30": "at most 30",
 }
 
 

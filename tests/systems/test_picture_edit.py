@@ -34,6 +34,7 @@ def edit(image, prior, folder, *overrides, steps=2, stage="train"):
         "system.prompt_processor.prompt=abc",
         f"exp_root_dir={folder}/out",
         "use_timestamp=false",
+        "tag=abc",
         f"trainer.max_steps={steps}",
         *overrides,
     ]
@@ -126,7 +127,7 @@ def test_pictures_are_read_as_people_see_them(tmp_path):
 
 
 MISTAKES = {
-    "data.image=": "There is no picture",
+    "data.image=''": "There is no picture",
     "data.image=nowhere.png": "no file nowhere.png",
     "data.image=FOLDER/text.png": "is no picture",
     "data.image=FOLDER/half.png": "Is it damaged?",
@@ -140,7 +141,7 @@ MISTAKES = {
     "data.size=0": "size is 0",
     "system.lr=fast": "system.lr",
     "system.guidance.reference=delat": "delta",
-    "system.prompt_processor.prompt=": "no prompt",
+    "system.prompt_processor.prompt=''": "no prompt",
     "system.optimizer={name: Adam}": "system.lr",
 }
 
@@ -165,6 +166,6 @@ def test_both_masks_and_a_missing_source_are_told(small_prior, tmp_path):
     image = save_picture(tmp_path / "a.png")
     with pytest.raises(Exception, match="give one of them"):
         edit(image, small_prior, tmp_path, f"data.mask={image}", "data.box=[0, 0, 1, 1]")
-    given = ["system.prompt_processor.source_prompt=", "system.guidance.reference=source"]
+    given = ["system.prompt_processor.source_prompt=''", "system.guidance.reference=source"]
     with pytest.raises(Exception, match="source_prompt="):
         edit(image, small_prior, tmp_path, *given)

@@ -22,7 +22,7 @@ class LucidEditGuidance(LucidISMGuidance):
     @dataclass
     class Config(LucidGuidance.Config):
         reference: Optional[str] = None
-        """empty, source or delta, see guidance/edit.py; null: source with a source prompt, else empty."""
+        """empty, source or delta, see guidance/edit.py; null: delta with a source prompt, else empty."""
 
     cfg: Config
 
@@ -37,7 +37,7 @@ class LucidEditGuidance(LucidISMGuidance):
             UserError: it needs a source prompt and there is none.
         """
         has_source = getattr(prompt_utils, "source", None) is not None
-        reference = self.cfg.reference or ("source" if has_source else "empty")
+        reference = self.cfg.reference or ("delta" if has_source else "empty")
         if reference != "empty" and not has_source:
             raise UserError(
                 f"system.guidance.reference is {reference!r}, which compares with what is there now: say it, "

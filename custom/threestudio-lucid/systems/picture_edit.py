@@ -11,7 +11,7 @@ than the prior's, and what is masked out stays to the bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from threestudio.utils.misc import C, get_device
 
 from ..data.picture import Framing
 from ..errors import UserError
+from ..guidance.cards import find_card
 from ..guidance.prior import Prior
 from ..guidance.stock import check_schedule
 from .sheet import contact_sheet
@@ -62,7 +63,10 @@ class LucidPictureEditSystem(BaseSystem):
 
     def configure(self) -> None:
         # no weights are loaded here: only the size of the latents is needed
-        self.prior = Prior.load(self.cfg.guidance.get("prior", "auto"), get_device())
+        card = find_card(self.cfg.guidance.get("prior", "auto"))
+        if self.cfg.guidance.get("vae"):
+            card = replace(card, vae=self.cfg.guidance["vae"])
+        self.prior = Prior.load(card, get_device())
         shape = (1, self.prior.latent_channels, self.prior.latent_size, self.prior.latent_size)
         self.latents = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("start", torch.zeros(shape))
