@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROMPT ?= a hamburger
 ACTIVATED := . .venv/bin/activate &&
 
-.PHONY: demo test fast-test lint format clean
+.PHONY: demo test fast-test test-cuda lint format clean
 
 demo: .venv/installed
 	$(ACTIVATED) python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt="$(PROMPT)"
@@ -15,6 +15,10 @@ test: .venv/installed lint
 # Without the end-to-end run: what to repeat while working.
 fast-test: .venv/installed
 	$(ACTIVATED) python -m pytest -m "not graded"
+
+# What only a GPU can show; `make test` skips it.
+test-cuda: .venv/installed
+	$(ACTIVATED) LUCID_TEST_CUDA=1 python -m pytest -m cuda
 
 lint: .venv/installed
 	$(ACTIVATED) ruff check . && ruff format --check .

@@ -13,24 +13,21 @@ numbers of a table come from one run; times are medians.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.report import FOLDER, print_machine, write
 from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, threads
+from toybox import page
 
 f32 = np.float32
 
@@ -41,6 +38,7 @@ FULL = [
     *((20_000, 256, views, 0.012) for views in (1, 4)),
     *((100_000, 512, views, 0.006) for views in (1, 4)),
 ]
+CURVE = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000]  # Gaussians, at 256 pixels
 REFERENCE_SHORT = (1_000, 128, 1, 0.03)
 REFERENCE_FULL = (20_000, 256, 1, 0.012)
 
@@ -240,42 +238,36 @@ def against_reference(shape: tuple[int, int, int, float], seconds: float) -> dic
     }  # fmt: skip
 
 
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        models = [
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "cpu": name,
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+def curve(seconds: float) -> list[dict]:
+    """Time of both passes against pairs: more Gaussians of one size on a picture of one size."""
+    return measure([(num, 256, 1, 0.012) for num in CURVE], seconds)
+
+
+def draw_curve(rows: list[dict], path: Path) -> None:
+    """A page with the curve."""
+    series = {
+        f"{name} ms": [(row["pairs"] / 1e6, row[f"{name}_ms"]) for row in rows]
+        for name in ("forward", "backward")
     }
+    chart = page.line_chart("milliseconds, by millions of pairs", series, low=0.0)
+    page.write_page(path, page.page("The CPU rasterizer's cost", [chart]))
 
 
 def print_tables(report: dict) -> None:
-    about = report["machine"]
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print_machine()
     print(f"\nroofline: {report['roofline_pairs_per_s'] / 1e9:.2f} G exp-and-blend steps a second\n")
-    columns = [f"{name} ms  G pairs/s  of roof" for name in ("forward", "backward")]
+    print("of roof: pairs that count; in brackets all that are looked at to find them")
+    columns = [f"{name:>8} ms  G pairs/s  of roof     " for name in ("forward", "backward")]
     print("Gaussians  pixels  views  M pairs | " + " | ".join(columns))
     for row in report["cpu"]:
         cells = []
         for name in ("forward", "backward"):
             speed = row[f"{name}_pairs_per_s"]
             share = speed / report["roofline_pairs_per_s"]
-            cells.append(f"{row[f'{name}_ms']:11.1f} {speed / 1e9:10.2f} {share:8.0%}")
+            all_looked_at = share * row["visited"] / row["pairs"]
+            cells.append(
+                f"{row[f'{name}_ms']:11.1f} {speed / 1e9:10.2f} {share:8.0%} {f'({all_looked_at:.0%})':>6}"
+            )
         size = f"{row['pixels']}^2"
         print(
             f"{row['gaussians']:9d} {size:>7} {row['views']:6d} {row['pairs'] / 1e6:8.1f} |"
@@ -297,22 +289,26 @@ def main() -> None:
     )
     parser.add_argument("--full", action="store_true", help="up to 100k Gaussians at 512x512; minutes")
     parser.add_argument("--threads", type=int, help="default: as many as torch takes")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/rasterizer.json"))
+    parser.add_argument("--out", type=Path, default=FOLDER / "rasterizer.json")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
 
     seconds = 2.0 if arguments.full else 0.7
     report = {
-        "machine": machine(),
         "roofline_pairs_per_s": roofline(),
         "cpu": measure(FULL if arguments.full else SHORT, seconds),
         "reference": against_reference(REFERENCE_FULL if arguments.full else REFERENCE_SHORT, seconds),
     }
     print_tables(report)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\nwritten: {arguments.out}")
+    if arguments.full:
+        report["curve"] = curve(seconds)
+        draw_curve(report["curve"], arguments.out.with_suffix(".html"))
+        for row in report["curve"]:
+            both = row["forward_ms"] + row["backward_ms"]
+            pairs = row["pairs"] / 1e6
+            print(f"  {pairs:6.2f} M pairs: {both:7.1f} ms, {both / pairs:.2f} ns a pair")
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "LUCID_TEST_CUDA" not in os.environ:  # set by `make test-cuda`; all other tests are about CPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))

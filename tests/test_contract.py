@@ -36,13 +36,17 @@ ALLOWED = {
 # The files that hold registered classes, and are the only ones to know threestudio.
 REGISTERING = {
     "guidance/lucid_guidance.py",
+    "guidance/lucid_edit_guidance.py",
     "prompts/processor.py",
     "data/cameras.py",
+    "data/picture_data.py",
     "points/initializers.py",
     "bodies/initializer.py",
     "gaussians/geometry.py",
     "renderers/gaussian.py",
     "systems/lucid_dreamer.py",
+    "systems/edit.py",
+    "systems/picture_edit.py",
     "systems/avatar.py",
     "systems/swap.py",
     "systems/density.py",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toybox import sdf
+from toybox import parallel, sdf
 from toybox.captions import COLORS, caption
 from toybox.objects import OBJECTS, POSES
 from toybox.progress import Progress
@@ -83,22 +83,32 @@ def make_shard(
     return xyz, rgb, things
 
 
-def build(cache: Path, clouds: int) -> None:
+def build(cache: Path, clouds: int, workers: int = 1) -> None:
     """Make shards until the cache holds about `clouds` clouds, spread evenly over the objects.
 
     It can be killed at any time and run again.
+
+    Args:
+        workers: processes that share the work.
     """
     cache.mkdir(parents=True, exist_ok=True)
     numbers = range(-(-clouds // (len(OBJECTS) * SHARD_SIZE)))
-    jobs = [(name, k) for k in numbers for name in OBJECTS if not _path(cache, name, k, "points").exists()]
+    jobs = [
+        (cache, name, k) for k in numbers for name in OBJECTS if not _path(cache, name, k, "points").exists()
+    ]
     if not jobs:
         return
+    made = map(_make, jobs) if workers == 1 else parallel.each(_make, jobs, workers)
     with Progress("clouds", len(jobs)) as progress:
-        for done, (name, number) in enumerate(jobs, start=1):
-            xyz, rgb, things = make_shard(name, number)
-            for kind, array in (("things", things), ("colors", rgb), ("points", xyz)):
-                _save(_path(cache, name, number, kind), array)
+        for done, _ in enumerate(made, start=1):
             progress.update(done, clouds=done * SHARD_SIZE)
+
+
+def _make(job: tuple[Path, str, int]) -> None:
+    cache, name, number = job
+    xyz, rgb, things = make_shard(name, number)
+    for kind, array in (("things", things), ("colors", rgb), ("points", xyz)):
+        _save(_path(cache, name, number, kind), array)
 
 
 def _path(cache: Path, name: str, number: int, kind: str) -> Path:

@@ -16,7 +16,6 @@ shards.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import zlib
 from collections.abc import Iterator
@@ -164,6 +163,7 @@ def build(cache: Path, images: int, workers: int = 2, names: list[str] | None = 
     Returns:
         number of shards that are still missing (0 unless the deadline came first).
     """
+    from toybox import parallel
     from toybox.objects import OBJECTS
     from toybox.progress import Progress
 
@@ -171,14 +171,9 @@ def build(cache: Path, images: int, workers: int = 2, names: list[str] | None = 
     jobs = _missing_shards(cache, names or list(OBJECTS), images)
     if not jobs:
         return 0
-    for key in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ[key] = "1"  # read by the workers: spawned, they import numba and numpy afresh
     done = 0
-    with (
-        multiprocessing.get_context("spawn").Pool(workers) as pool,
-        Progress("render", len(jobs)) as progress,
-    ):
-        for done, _ in enumerate(pool.imap_unordered(_make_shard, jobs), start=1):
+    with Progress("render", len(jobs)) as progress:
+        for done, _ in enumerate(parallel.each(_make_shard, jobs, workers), start=1):
             progress.update(done, pictures=done * SHARD_SIZE)
             if deadline is not None and deadline():
                 break

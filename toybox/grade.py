@@ -2,6 +2,7 @@
 
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
+    python -m toybox.grade edit outputs/edit-3d/a_mug@...  # is the edit there, and the rest what it was?
     python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes, face of an avatar
     python -m toybox.grade prior                           # 300 samples of the bundled prior
     python -m toybox.grade points                          # the bundled point prior, all prompts
@@ -479,7 +480,8 @@ def _main_points(options: argparse.Namespace) -> int:
     from threestudio_lucid.points.pointe.generator import MINI
     from toybox.grade_points import BAR, grade_points
 
-    prior = load_folder(options.prior or MINI)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior = load_folder(options.prior or MINI, device)
     wanted = {"points": options.points, "steps": options.steps, "guidance_scale": options.guidance_scale}
     prior.stage = replace(prior.stage, **{key: value for key, value in wanted.items() if value is not None})
     result = grade_points(prior, options.n, options.seed, options.sheet)
@@ -499,6 +501,16 @@ def _main_asset(options: argparse.Namespace) -> int:
     both = sum(g.object == spec.object and g.color == spec.color for _, g in rows)
     print(f"object and colour right in {both} of {len(rows)} views; view {100 * result.view:.0f} %")
     return 0 if both >= 7 / 8 * len(rows) else 1
+
+
+def _main_edit(options: argparse.Namespace) -> int:
+    from toybox.grade_edit import AZIMUTHS, grade_edit
+
+    result, grades = grade_edit(Grader.load(), options.path)
+    names = [f"{azimuth:.0f} degrees" for azimuth in AZIMUTHS] if len(grades) > 1 else ["edited"]
+    _print_grades([(Path(name), grade) for name, grade in zip(names, grades, strict=True)])
+    print(result.text())
+    return 0 if result.good else 1
 
 
 def _main_avatar(options: argparse.Namespace) -> int:
@@ -561,6 +573,10 @@ def _parser() -> argparse.ArgumentParser:
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
     asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
+
+    edit = commands.add_parser("edit", help="grade an edit; exit status 0 if 7 of 8 views are right")
+    edit.add_argument("path", type=Path, help="the folder of a run of configs/edit-3d.yaml or edit-2d.yaml")
+    edit.set_defaults(run=_main_edit)
 
     avatar = commands.add_parser("avatar", help="grade an avatar; exit status 0 if all bars are met")
     avatar.add_argument("path", type=Path, help="a run's folder")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -56,6 +56,21 @@ def run(function: Callable[..., None], processes: int, *arguments: Any) -> None:
                 other.terminate()
     if any(other.exitcode for other in others):
         raise RuntimeError("a training process failed; its traceback is above")
+
+
+def each(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
+    """The results of `function(job)` as they come, from `workers` processes of one thread each.
+
+    Args:
+        function: importable by name, as are jobs and results picklable.
+    """
+    kept = {key: os.environ.get(key) for key in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)  # read by the workers, which import numba and numpy afresh
+    try:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            yield from pool.imap_unordered(function, jobs)
+    finally:
+        _restore(kept)
 
 
 def _restore(environment: dict[str, str | None]) -> None:

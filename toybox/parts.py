@@ -25,12 +25,13 @@ CONE = 3  # radius at the bottom, at the top, half height, rounding; axis z
 LIMB = 4  # radius at the start, at the end, length; from the origin along +z
 TORUS = 5  # ring radius, tube radius; axis z
 
-# Kinds of paint: where the second colour shows, in the part's own axes.
+# Kinds of paint: where the second colour shows, in the part's own axes but for the last.
 PLAIN = 0
 BANDS = 1  # along z: frequency, phase, share of the second colour
 SECTORS = 2  # around z: count, phase, share
 BRICKS = 3  # mortar lines: rows per unit, bricks per unit, width of the mortar as a share of a row
 WAFFLE = 4  # crossed diagonal lines around z: lines around, lines per unit height, width share
+STRIPES = 5  # along the world's z, whichever way the part is turned: frequency, phase, share
 
 # Columns of the table.
 KIND, CARVED, BLEND = 0, 1, 2

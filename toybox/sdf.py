@@ -125,8 +125,11 @@ def _second_color(parts, i, x, y, z):
     paint = int(parts[i, PAINT])
     if paint == P.PLAIN:
         return False
-    x, y, z = _local(parts, i, x, y, z)
     a, b, c = parts[i, PAINT_ARGS], parts[i, PAINT_ARGS + 1], parts[i, PAINT_ARGS + 2]
+    if paint == P.STRIPES:
+        u = z * a + b
+        return u - math.floor(u) < c
+    x, y, z = _local(parts, i, x, y, z)
     if paint == P.BANDS:
         u = z * a + b
         return u - math.floor(u) < c

@@ -56,7 +56,7 @@ from toybox.training import Ema, Run, warm_cosine
 START = MINI.parent
 MAX_BYTES = 15_000_000
 
-NETWORK = {"width": 192, "layers": 6, "heads": 6, "out_channels": 6, "as_tokens": False}
+NETWORK = {"width": 256, "layers": 6, "heads": 8, "out_channels": 6, "as_tokens": False}
 # How it is sampled. xyz times 0.9 keeps the toybox (up to 1.06) within the denoiser's clamp. At sigma 40
 # points say nothing about the shape any more; steps are few because they take their time on a CPU.
 STAGE = Stage(
@@ -159,17 +159,22 @@ def make_model(job: PointJob) -> PointPrior:
 
 
 def train(job: PointJob, processes: int = 1) -> None:
-    """Train, or go on training; averaged weights are in the checkpoint (`load_trained`)."""
+    """Train, or go on training; averaged weights are in the checkpoint (`load_trained`).
+
+    Args:
+        processes: that share a batch, on CPUs; where there is CUDA, one does it all.
+    """
     prepare(job)
-    parallel.run(_train, processes, job)
+    parallel.run(_train, 1 if torch.cuda.is_available() else processes, job)
 
 
 def _train(rank: int, job: PointJob) -> None:
     data = clouds.Clouds.load(job.cache)
     tokenizer = CLIPTokenizer.from_pretrained(job.folder / TOKENIZER)
     share = job.batch // parallel.processes()
-    alphas_cumprod = torch.from_numpy(STAGE.alphas_cumprod).float()
-    model = make_model(job)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    alphas_cumprod = torch.from_numpy(STAGE.alphas_cumprod).float().to(device)
+    model = make_model(job).to(device)
     ema = Ema(model, 0.998)
     plain = ("text.", "points.input_proj", "points.output_proj", "points.clip_embed", "points.time_embed")
     optimizer = MuonWithAdamW(model, MUON_RATE, ADAM_RATE, plain)
@@ -189,11 +194,11 @@ def _train(rank: int, job: PointJob) -> None:
         torch.manual_seed(int(rng.integers(2**63)))
         optimizer.set_rate(warm_cosine(run.fraction))
         rows = rng.integers(len(data), size=share)
-        x0 = STAGE.encode(torch.from_numpy(data.draw(rows, job.points, rng)))
+        x0 = STAGE.encode(torch.from_numpy(data.draw(rows, job.points, rng)).to(device))
         texts = [training_caption(data.things[i], rng) for i in rows]
-        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
-        told = torch.from_numpy((rng.random(share) >= DROP_CAPTION).astype(np.float32))
-        t = stratified_timesteps(share, len(alphas_cumprod))
+        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids.to(device)
+        told = torch.from_numpy((rng.random(share) >= DROP_CAPTION).astype(np.float32)).to(device)
+        t = stratified_timesteps(share, len(alphas_cumprod)).to(device)
         noise, ab = torch.randn_like(x0), alphas_cumprod[t][:, None, None]
         batch = ab.sqrt() * x0 + (1 - ab).sqrt() * noise, t, ids, told
         loss = F.mse_loss(model(*batch), noise)
@@ -258,7 +263,7 @@ def export(model: PointPrior, tokenizer: CLIPTokenizer, network: dict, target: P
 
 
 def _stage_data(options: argparse.Namespace, job: PointJob) -> None:
-    clouds.build(job.cache, options.clouds)
+    clouds.build(job.cache, options.clouds, options.processes)
 
 
 def _stage_train(options: argparse.Namespace, job: PointJob) -> None:
@@ -298,11 +303,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=MINI, help="folder of the finished prior (%(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="clouds a step (%(default)s)")
+    parser.add_argument("--points", type=int, default=POINTS, help="of each cloud in it (%(default)s)")
     parser.add_argument(
         "--processes",
         type=int,
-        default=min(os.cpu_count() or 1, 8),
-        help="that share a batch (%(default)s)",
+        default=min(os.cpu_count() or 1, 16),
+        help="that make clouds, and without CUDA share a batch (%(default)s)",
     )
     parser.add_argument("--new", action="store_true", help="start anew, the checkpoint is deleted")
     options = parser.parse_args(arguments)
@@ -313,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.minutes,
         options.steps,
         batch=options.batch,
+        points=options.points,
     )
     try:
         for name in STAGES if options.stage == "all" else [options.stage]:

@@ -66,8 +66,9 @@ class Ema:
         return {"shadow": self.shadow, "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
-        pairs = zip(state["shadow"], self.module.parameters(), strict=True)
-        self.shadow, self.updates = [average.to(p.device) for average, p in pairs], state["updates"]
+        self.updates = state["updates"]
+        for mine, saved in zip(self.shadow, state["shadow"], strict=True):
+            mine.copy_(saved)
 
 
 class Run:

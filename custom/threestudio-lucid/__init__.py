@@ -18,14 +18,18 @@ _NAME = "threestudio_lucid"
 # The files that define registered classes, and are the only ones to import threestudio.
 _REGISTERING = (
     "guidance.lucid_guidance",
+    "guidance.lucid_edit_guidance",
     "prompts.processor",
     "data.cameras",
+    "data.picture_data",
     "points.initializers",
     "bodies.initializer",
     "gaussians.geometry",
     "renderers.gaussian",
     "systems.swap",
     "systems.lucid_dreamer",
+    "systems.edit",
+    "systems.picture_edit",
     "systems.avatar",
     "exporters.ply",
     "exporters.mesh",

@@ -22,11 +22,12 @@ def closest(word: str, choices: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(word, list(choices), n=n, cutoff=0.6)
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raises UserError naming the field, the value and the choices unless `value` is one of `choices`."""
     choices = list(choices)
     if value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}.")
+        named = ("null" if choice is None else str(choice) for choice in choices)
+        raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(named)}.")
 
 
 def check_range(

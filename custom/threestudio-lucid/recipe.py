@@ -6,6 +6,7 @@ Configs read them, and the length of the run, through resolvers:
     ${part:0.6}                 this part of trainer.max_steps, a whole number of steps
     ${ramp:${recipe:lr_means}}  the schedule [0, v0, v1, trainer.max_steps] of a pair; a number stays one
     ${even:4}                   steps between things that happen about 4 times a run, the last at its end
+    ${without_words:${prompt}}  the prompt without the words that system.guidance.lora and embeddings bring
 
 `PUBLISHED` holds LucidDreamer's numbers, for Stable Diffusion at 512 pixels. A prior that wants others has a
 recipe.yaml beside its weights, as the bundled one does.
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from .errors import UserError, check_pair, closest
+from .guidance.adapters import find_adapters, without_words
 from .guidance.cards import find_card
 from .resolvers import register_resolver
 
@@ -90,6 +92,15 @@ PUBLISHED: dict[str, Any] = {
     "prune_opacity": 0.005,
     "prune_scale": 0.35,
     "prune_scale_after": 0.06,
+    # edits; the paper gives no numbers
+    "edit_steps": 1000,
+    "edit_lr_sh_dc": [2e-2, 5e-3],
+    "lambda_anchor": 10.0,
+    "edit_guidance_scale": 7.5,
+    "edit_adam_eps": 1e-15,
+    "edit_2d_guidance_scale": 7.5,
+    "edit_2d_steps": 200,
+    "edit_2d_lr": [0.1, 0.01],  # of latents
     # avatars: the ControlNet, what it is shown of the body (bodies/maps.py), and the body's height
     "controlnet": "jschoormans/controlnet-densepose-sd2-1-base",
     "control_scale": 1.0,
@@ -168,10 +179,21 @@ def register_resolvers() -> None:
         _check_key(key, "recipe")
         return recipe[key]
 
+    def prompt_without(prompt: str, *, _root_: Any) -> str:
+        from omegaconf import OmegaConf
+
+        given = [OmegaConf.select(_root_, f"system.guidance.{key}") for key in ("lora", "embeddings")]
+        if not any(given):
+            return prompt
+        return without_words(
+            prompt, find_adapters(*given, find_card(str(_root_.system.guidance.prior))).words
+        )
+
     resolvers = {
         "recipe": recipe_of,
         "part": lambda fraction, *, _root_: part(float(fraction), _max_steps(_root_)),
         "ramp": lambda value, *, _root_: ramp(value, _max_steps(_root_)),
+        "without_words": prompt_without,
         "even": lambda times, *, _root_: even(times, _max_steps(_root_)),
     }
     for name, resolver in resolvers.items():

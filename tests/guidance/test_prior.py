@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -460,3 +461,55 @@ def test_single_file_needs_configs(saved_priors, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="is not at"):
         Prior.load(dataclasses.replace(card, config=str(saved_priors["kl"])), "cpu")
+
+
+def test_networks_are_compiled_once(saved_priors, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    prior = load(saved_priors["kl"])
+    expected = prior.predict(latents(), 500, torch.zeros(2, 7, prior.unet.config.cross_attention_dim))
+    prior.speed_up(compiled=True)
+    prior.speed_up(compiled=True)
+    assert [module for module, _ in compiled] == [prior.unet, prior.vae.encoder]
+    assert all(options == {"dynamic": False} for _, options in compiled)
+    actual = prior.predict(latents(), 500, torch.zeros(2, 7, prior.unet.config.cross_attention_dim))
+    assert torch.equal(actual, expected)
+
+
+# --- another autoencoder ------------------------------------------------------------------------------------
+
+
+def with_vae(saved_priors: dict[str, Path], vae: Path | str) -> Prior:
+    card = dataclasses.replace(find_card(saved_priors["kl"]), vae=str(vae))
+    return Prior.load(card, "cpu", "float32")
+
+
+def test_another_autoencoder_takes_the_place_of_its_own(saved_priors, tmp_path):
+    alone = tmp_path / "taesd"
+    shutil.copytree(saved_priors["tiny"] / "vae", alone)
+    expected = load(saved_priors["tiny"]).encode(images())
+    for folder in (alone, saved_priors["tiny"]):  # by itself, or as part of a prior
+        assert torch.equal(with_vae(saved_priors, folder).encode(images()), expected)
+    own, other = load(saved_priors["kl"]), with_vae(saved_priors, alone)
+    text = torch.zeros(2, 7, own.unet.config.cross_attention_dim)
+    assert torch.equal(own.predict(latents(), 9, text), other.predict(latents(), 9, text))
+
+
+def test_an_autoencoder_of_other_latents_is_refused(saved_priors, tmp_path):
+    vae = tiny.make_vae("tiny").from_config({**tiny.make_vae("tiny").config, "latent_channels": 7})
+    vae.save_pretrained(tmp_path / "seven")
+    with pytest.raises(UserError, match=r"reads 4 latent channels.*writes 7"):
+        with_vae(saved_priors, tmp_path / "seven")
+
+
+@pytest.mark.parametrize("spoil", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_an_autoencoder_without_a_file_is_refused(saved_priors, tmp_path, spoil):
+    shutil.copytree(saved_priors["tiny"] / "vae", tmp_path / "vae")
+    (tmp_path / "vae" / spoil).unlink()
+    with pytest.raises(UserError, match=spoil):
+        with_vae(saved_priors, tmp_path / "vae")
+
+
+def test_an_autoencoder_that_is_nowhere_is_refused(saved_priors):
+    with pytest.raises(UserError, match=r"system\.guidance\.vae is 'nobody/taesd'.*give a folder"):
+        with_vae(saved_priors, "nobody/taesd")

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from splat_scenes import GRADIENTS, assert_close, one_gaussian, random_scene, render_and_gradients
+from splat_scenes import GRADIENTS, one_gaussian, random_scene, render_and_gradients
 
 from threestudio_lucid.errors import UserError
-from threestudio_lucid.rasterizer import BACKENDS, Render, api, gsplat_adapter, rasterize
+from threestudio_lucid.rasterizer import BACKENDS, Render, api, rasterize
 
 BOTH = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -182,25 +182,6 @@ def test_wrong_numbers_are_named(name, value):
 def test_unknown_back_end_lists_the_known_ones():
     with pytest.raises(UserError, match="'opengl'.*" + ", ".join(BACKENDS)):
         one_gaussian().render("opengl")
-
-
-@pytest.mark.skipif(gsplat_adapter.is_installed(), reason="gsplat is installed")
-def test_missing_gsplat_says_how_to_get_it():
-    with pytest.raises(UserError, match="pip install gsplat"):
-        one_gaussian().render("gsplat")
-
-
-@pytest.mark.skipif(
-    not (torch.cuda.is_available() and gsplat_adapter.is_installed()), reason="needs CUDA and gsplat"
-)
-def test_gsplat_agrees_with_the_reference():
-    scene = random_scene(80, opacity=(0.05, 0.9))  # clear of the caps on alpha, which differ
-    expected, expected_gradients = render_and_gradients(scene.to(torch.float64), "reference")
-    actual, gradients = render_and_gradients(scene.to("cuda"), "gsplat")
-    for output in ("rgb", "alpha", "depth"):
-        assert_close(output, getattr(actual, output), getattr(expected, output), 1e-3, 1e-2)
-    for name, gradient in gradients.items():
-        assert_close(f"gradient of {name}", gradient, expected_gradients[name], 1e-2, 1e-2)
 
 
 def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):

@@ -79,7 +79,8 @@ class GaussianCloud(nn.Module):
     """Parameters of up to `capacity` Gaussians, of which the first `n` live.
 
     Parameters, each [capacity, ...]: the fields of `Gaussians`, under their names.
-    Buffers: n (int64 scalar), and what density control gathers: grad_sum, grad_count [capacity].
+    Buffers: n (int64 scalar), what density control gathers: grad_sum, grad_count [capacity], and which rows
+    are frozen [capacity, bool]: an edit leaves them as they are, to the last bit.
     """
 
     def __init__(self, capacity: int, sh_degree: int = 0) -> None:
@@ -101,6 +102,7 @@ class GaussianCloud(nn.Module):
         self.register_buffer("n", torch.zeros((), dtype=torch.int64))
         self.register_buffer("grad_sum", torch.zeros(capacity))
         self.register_buffer("grad_count", torch.zeros(capacity))
+        self.register_buffer("frozen", torch.zeros(capacity, dtype=torch.bool))
 
     @property
     def capacity(self) -> int:
@@ -127,7 +129,7 @@ class GaussianCloud(nn.Module):
 
     @torch.no_grad()
     def assign(self, gaussians: Gaussians) -> None:
-        """Replaces the living Gaussians and clears what density control has gathered.
+        """Replaces the living Gaussians, none of them frozen; clears what density control has gathered.
 
         A lower SH degree is padded with zeros, a higher one is cut.
 
@@ -148,6 +150,12 @@ class GaussianCloud(nn.Module):
         self.n.fill_(n)
         self.grad_sum.zero_()
         self.grad_count.zero_()
+        self.frozen.zero_()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        # checkpoints from before there were edits: nothing is frozen
+        state_dict.setdefault(prefix + "frozen", torch.zeros_like(self.frozen))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def scales(gaussians: Gaussians) -> Tensor:

@@ -107,6 +107,7 @@ def refine(
     grad_count: Tensor,
     rules: DensityRules,
     generator: torch.Generator,
+    frozen: Tensor | None = None,
 ) -> DensityReport:
     """One round of clone, split and prune; clears the statistics.
 
@@ -117,21 +118,25 @@ def refine(
     Args:
         grad_sum, grad_count: [capacity], what `screen_gradients` added up since the last round.
         generator: draws where children go; on the CPU, so that every device draws the same.
+        frozen: [capacity] bool; rows that are neither cloned, split nor pruned. Their marks move with them.
     """
     count = int(n)
+    if frozen is None:
+        frozen = torch.zeros_like(grad_sum, dtype=torch.bool)
+    held = frozen[:count]
     gradient = (grad_sum / grad_count)[:count].nan_to_num(0.0)
     largest = params["log_scales"][:count].amax(dim=1).exp()
     opaque = params["logit_opacities"][:count].sigmoid() >= rules.prune_opacity
     limit = float("inf") if rules.prune_scale is None else rules.prune_scale
 
     # 1. who wants to multiply: what would be pruned at once does not take part
-    wants = (gradient >= rules.grad_threshold) & opaque
+    wants = (gradient >= rules.grad_threshold) & opaque & ~held
     small = largest <= rules.clone_scale
     clone = wants & small & (largest <= limit)
     split = wants & ~small & (largest / SHRINK <= limit)
 
     # 2. who goes for good
-    stays = opaque & (largest <= limit)
+    stays = held | opaque & (largest <= limit)
 
     # 3. room: a clone needs one row more; a split one more, or two if its parent had to go anyway
     needs = clone.long() + split.long() * (1 + (~stays).long())
@@ -145,7 +150,8 @@ def refine(
     clones, parents = clone.nonzero().squeeze(1), split.nonzero().squeeze(1)
     children = split_children(params, parents, generator)
     born = {name: torch.cat([p[clones], children[name]]) for name, p in params.items()}
-    rebuild(params, moments, n, keep, born)
+    born["frozen"] = frozen.new_zeros(len(born["means"]))
+    rebuild({**params, "frozen": frozen}, moments, n, keep, born)
     grad_sum.zero_()
     grad_count.zero_()
     left_out = torch.stack([pruned.sum(), refused.sum()]).tolist()
@@ -170,9 +176,17 @@ def rotate(quats: Tensor, vectors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reset_opacity(params: Params, moments: Moments, n: Tensor, maximum: float = 0.01) -> None:
-    """opacity <- min(opacity, maximum), with zero moments: what the picture does not need will stay faint."""
-    params["logit_opacities"][: int(n)].clamp_(max=math.log(maximum / (1.0 - maximum)))
+def reset_opacity(
+    params: Params, moments: Moments, n: Tensor, maximum: float = 0.01, frozen: Tensor | None = None
+) -> None:
+    """opacity <- min(opacity, maximum), with zero moments: what the picture does not need will stay faint.
+
+    Args:
+        frozen: [capacity] bool; rows that keep their opacity.
+    """
+    logits = params["logit_opacities"][: int(n)]
+    reset = logits.clamp(max=math.log(maximum / (1.0 - maximum)))
+    logits.copy_(reset if frozen is None else torch.where(frozen[: int(n)], logits, reset))
     for moment in moments.get("logit_opacities", ()):
         moment.zero_()
 

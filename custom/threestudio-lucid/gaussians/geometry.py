@@ -93,7 +93,7 @@ class LucidGaussianSplatting(BaseGeometry):
         super().configure()
         capacity = self.cfg.capacity
         if not capacity:
-            path = self._file_of_gaussians()
+            path = self.file_of_gaussians()
             capacity = 4 * max(len(read_ply(path)) if path else 0, self.cfg.num_points)
         self.cloud = GaussianCloud(capacity, self.cfg.sh_degree)
         self.active_sh_degree = 0
@@ -108,14 +108,14 @@ class LucidGaussianSplatting(BaseGeometry):
         if self._started or len(self.cloud):
             self._started = True
             return
-        path = self._file_of_gaussians()
+        path = self.file_of_gaussians()
         start = read_ply(path) if path else self._gaussians_from_points()
         if len(start) > self.cloud.capacity:
             check_range(f"capacity (for {self.cfg.init})", self.cloud.capacity, low=len(start))
         self.cloud.assign(start)
         self._started = True
 
-    def _file_of_gaussians(self) -> str | None:
+    def file_of_gaussians(self) -> str | None:
         """The file that `init` names, if it holds Gaussians to be taken as they are."""
         kind, cfg = _initializer(self.cfg)
         whole = issubclass(kind, FilePoints) and not cfg.as_points and cfg.value.lower().endswith(".ply")
@@ -179,11 +179,11 @@ class LucidGaussianSplatting(BaseGeometry):
     ) -> DensityReport:
         """One round of clone, split and prune."""
         c = self.cloud
-        return refine(c.params, moments, c.n, c.grad_sum, c.grad_count, rules, draw)
+        return refine(c.params, moments, c.n, c.grad_sum, c.grad_count, rules, draw, c.frozen)
 
     def reset_opacity(self, moments: dict[str, list[Tensor]], maximum: float) -> None:
         """opacity <- min(opacity, maximum)."""
-        reset_opacity(self.cloud.params, moments, self.cloud.n, maximum)
+        reset_opacity(self.cloud.params, moments, self.cloud.n, maximum, self.cloud.frozen)
 
 
 # Settings of every kind of source, and the fields of the geometry that they come from.

@@ -66,6 +66,8 @@ class Card:
     """Arithmetic of UNet and VAE; auto: float16 on CUDA, on a CPU bfloat16 where it is fast, else float32."""
     prediction_type: str | None = None
     """epsilon or v_prediction; null: as its scheduler says."""
+    vae: str | None = None
+    """Folder or hub id of another autoencoder of the same latents (madebyollin/taesd); null: its own."""
     vocabulary: tuple[str, ...] | None = None
     """Every word it knows, if it knows only these; null: open."""
     prompt: str = "a hamburger"
@@ -155,7 +157,7 @@ def read_card(file: Path) -> Card:
         if key not in content:
             raise UserError(f"The card {file} lacks the field {key!r}.")
     content = {key: _typed(file, fields[key], value) for key, value in content.items()}
-    for key in ("path", "config"):
+    for key in ("path", "config", "vae"):
         if str(content.get(key) or "").startswith("."):
             content[key] = str((file.parent / content[key]).resolve())
     try:

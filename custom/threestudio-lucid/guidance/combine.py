@@ -30,6 +30,7 @@ class Conditioning:
     inverse: what the inversion is conditioned on; the empty prompt.
     negatives: Perp-Neg's negative prompts [K, B, T, D], or None.
     weights: their weights [K, B], not positive; given exactly when `negatives` is.
+    source: what an edit starts from, as seen from each view [B, T, D]; None where nothing is edited.
     picture: what a ControlNet is shown of each view [B, 3, H, W], or None.
     """
 
@@ -38,6 +39,7 @@ class Conditioning:
     inverse: Tensor
     negatives: Tensor | None = None
     weights: Tensor | None = None
+    source: Tensor | None = None
     picture: Tensor | None = None
 
 

@@ -204,9 +204,8 @@ def find_controlnet(name: str) -> Path:
     """The folder of a ControlNet, fetched from the hub if need be.
 
     Args:
-        name: see `ControlConfig.model`. Repositories often keep it in a folder `controlnet`, which is
-            looked into;
-            another one is named behind the repository, organisation/model/checkpoint-10000/controlnet.
+        name: see `ControlConfig.model`. Repositories often keep it in a folder `controlnet`, which is looked
+            into; another one is named behind the repository, organisation/model/checkpoint-10000/controlnet.
 
     Raises:
         UserError: no such folder, files missing or damaged, hub out of reach.

@@ -29,6 +29,14 @@ WEIGHT_PATTERNS = [
     *(f"{component}/{file}.index.json" for component, file in _WEIGHTS.items()),
     *(f"{component}/{Path(file).stem}-*-of-*.safetensors" for component, file in _WEIGHTS.items()),
 ]
+# Of a repository with a LoRA or an embedding; the latter may be pickled, for it is read as plain tensors.
+ADAPTER_PATTERNS = [
+    "*.safetensors",
+    "*/adapter_model.safetensors",
+    "adapter_config.json",
+    "*/adapter_config.json",
+    "learned_embeds.bin",
+]
 
 
 def read_config(folder: Path, component: str) -> dict:
@@ -37,7 +45,10 @@ def read_config(folder: Path, component: str) -> dict:
     Raises:
         UserError: there is none, or it is not JSON.
     """
-    file = folder / component / _CONFIGS[component]
+    return _read_json(folder / component / _CONFIGS[component], folder)
+
+
+def _read_json(file: Path, folder: Path) -> dict:
     if not file.is_file():
         raise UserError(_missing(folder, file))
     try:
@@ -47,6 +58,44 @@ def read_config(folder: Path, component: str) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it is not a JSON object. {_next_step(folder)}")
     return content
+
+
+def find_vae(name: str) -> tuple[Path, dict]:
+    """An autoencoder that is not part of its prior: where it is, and its config.
+
+    Args:
+        name: a folder (of it alone, or of a prior that has one) or a hub id, such as madebyollin/taesd.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, or is damaged.
+    """
+    path = Path(name).expanduser()
+    folder = path if path.is_dir() else _fetch_vae(name)
+    if (folder / "vae" / _CONFIGS["vae"]).is_file():
+        folder = folder / "vae"
+    config = _read_json(folder / _CONFIGS["vae"], folder)
+    weights = folder / _WEIGHTS["vae"]
+    if not weights.is_file():
+        raise UserError(_missing(folder, weights))
+    check_safetensors(weights, folder)
+    return folder, config
+
+
+def _fetch_vae(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    names = [_CONFIGS["vae"], _WEIGHTS["vae"]]
+    patterns = [*names, *(f"vae/{name}" for name in names)]
+    try:
+        return Path(
+            snapshot_download(repository, allow_patterns=patterns)
+        )  # from the cache without a network
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"system.guidance.vae is {repository!r}, which is no folder here, not in the hub's local cache, "
+            f"and cannot be fetched ({type(error).__name__}). Check name and network, or give a folder."
+        ) from error
 
 
 def downscaling(vae_config: dict) -> int:
@@ -96,8 +145,13 @@ def weight_files(folder: Path, component: str) -> list[Path]:
     return files
 
 
-def check_safetensors(file: Path, folder: Path) -> None:
-    """Raises UserError unless the file's header is sound and its length is what the header says."""
+def check_safetensors(file: Path, folder: Path, next_step: str | None = None) -> None:
+    """Raises UserError unless the file's header is sound and its length is what the header says.
+
+    Args:
+        folder: the prior that the file belongs to.
+        next_step: what to do about it; None: as is said of that prior.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -106,7 +160,8 @@ def check_safetensors(file: Path, folder: Path) -> None:
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{file} is damaged or incomplete ({file.stat().st_size:,} bytes: {reason}). {_next_step(folder)}"
+            f"{file} is damaged or incomplete ({file.stat().st_size:,} bytes: {reason}). "
+            f"{next_step or _next_step(folder)}"
         ) from error
 
 
@@ -141,6 +196,31 @@ def fetch(repository: str, *, weights: bool) -> Path:
             f"fetched ({type(error).__name__}: {reason}). Check the name and the network, "
             f"fetch it on another machine with `hf download {repository}` and give the folder, or use the "
             "bundled one: system.guidance.prior=mini."
+        ) from error
+
+
+def fetch_adapter(repository: str, key: str) -> Path:
+    """A local snapshot of a hub repository that holds a LoRA or an embedding, from the cache if it is there.
+
+    Args:
+        key: the config's, for the message.
+
+    Raises:
+        UserError: it is not in the cache and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=ADAPTER_PATTERNS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(repository, allow_patterns=ADAPTER_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{key}: {repository!r} is no file or folder here, not in the hub's local cache, and cannot be "
+            f"fetched ({type(error).__name__}). Check the name and the network, or give a file."
         ) from error
 
 

@@ -20,6 +20,8 @@ from threestudio.utils.misc import C, get_rank
 from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
 from . import stock
+from .adapters import find_adapters
+from .cards import find_card
 from .combine import Conditioning, guided_output
 from .control import Control
 from .ism import RECIPES, Distillation, ism_step
@@ -65,8 +67,18 @@ class LucidGuidance(BaseObject):
     class Config(stock.StockKeys, BaseObject.Config):
         prior: str = "auto"
         """Name, folder, single file or hub id of the diffusion model; auto: sd21 with CUDA, else mini."""
+        lora: Any = None
+        """LoRA: a file, folder, hub id, name, or a list of these or of {path, weight, trigger}."""
+        embeddings: Any = None
+        """Words by textual inversion: a file, folder, hub id, or a list of these or of {path, token}."""
         dtype: Optional[str] = None
         """auto, float32, bfloat16 or float16; null: as the prior's card says."""
+        vae: Optional[str] = None
+        """Another autoencoder of the same latents, a folder or hub id (madebyollin/taesd); null: its own."""
+        compile: bool = False
+        """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
+        cuda_graphs: bool = True
+        """On CUDA, launch each network's kernels as one; what they compute stays the same."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None
@@ -121,10 +133,15 @@ class LucidGuidance(BaseObject):
         self._check_settings()
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
-        self.prior = Prior.load(stock.prior_of(self.cfg), self.device, self.cfg.dtype or dtype)
+        card = find_card(stock.prior_of(self.cfg))
+        if self.cfg.vae is not None:
+            card = replace(card, vae=self.cfg.vae)
+        adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where="system.guidance.")
+        self.prior = Prior.load(card, self.device, self.cfg.dtype or dtype, adapters)
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
+        self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
         self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
@@ -137,6 +154,7 @@ class LucidGuidance(BaseObject):
             f"Guidance: {type(self).__name__} ({self.cfg.recipe}) with prior {card.name}, "
             f"{card.image_size} px, guidance scale {self.guidance_scale:g}, "
             f"{str(self.prior.dtype).removeprefix('torch.')} on {self.prior.device}"
+            + (f", with {adapters}" if adapters else "")
         )
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -164,6 +182,7 @@ class LucidGuidance(BaseObject):
         camera_distances: Tensor,
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,
+        source_rgb: Tensor | None = None,
         condition: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -176,6 +195,7 @@ class LucidGuidance(BaseObject):
             elevation, azimuth: [B], degrees.
             camera_distances: [B].
             guidance_eval: also return pictures of this step under "eval".
+            source_rgb: like `rgb`, what an edit starts from; for objectives that compare with it.
             condition: what a ControlNet is shown of each view [B, 3, H, W] in [0, 1], mirrored with it.
 
         Returns:
@@ -194,14 +214,15 @@ class LucidGuidance(BaseObject):
             round_up=cond.negatives is not None,
         )
 
-        images = rgb.permute(0, 3, 1, 2)
-        if coin < self.cfg.horizontal_flip:
-            images = images.flip(-1)
-            condition = None if condition is None else condition.flip(-1)
-        cond = replace(cond, picture=condition)
-        latents = self._latents(images, rgb_as_latents, noise_draws)
+        flipped = coin < self.cfg.horizontal_flip
+        if condition is not None:
+            cond = replace(cond, picture=condition.flip(-1) if flipped else condition)
+        source = None
+        if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
+            source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
+        latents = self._latents(rgb, rgb_as_latents, flipped, noise_draws)
         noise = self._noise(latents, noise_draws)
-        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws)
+        step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws, source)
         grad = step.grad if self._bound is None else step.grad.clamp(-self._bound, self._bound)
 
         out = {
@@ -224,8 +245,9 @@ class LucidGuidance(BaseObject):
         cond: Conditioning,
         delta_t: int,
         generator: torch.Generator,
+        source: Tensor | None = None,
     ) -> Distillation:
-        """The objective: one step of score distillation."""
+        """The objective: one step of score distillation. `source`: latents of `source_rgb`."""
         raise NotImplementedError
 
     # --- for systems that render latents --------------------------------------------------------------------
@@ -259,8 +281,10 @@ class LucidGuidance(BaseObject):
             generator(self.cfg.seed, "guidance-noise", *key, device=self.prior.device),
         )
 
-    def _latents(self, images: Tensor, as_latents: bool, draws: torch.Generator) -> Tensor:
-        """Latents [B, C, h, w] of images [B, 3, H, W], or images that are latents at the prior's size."""
+    def _latents(self, rgb: Tensor, as_latents: bool, flipped: bool, draws: torch.Generator) -> Tensor:
+        """Latents [B, C, h, w] of images [B, H, W, 3], or images that are latents at the prior's size."""
+        images = rgb.permute(0, 3, 1, 2)
+        images = images.flip(-1) if flipped else images
         channels = self.prior.latent_channels if as_latents else 3
         if images.shape[1] != channels:
             raise ValueError(f"rgb has {images.shape[1]} channels; expected {channels}")
@@ -281,12 +305,8 @@ class LucidGuidance(BaseObject):
     ) -> Conditioning:
         """Embeddings of the views, from our prompt processor or threestudio's."""
         view_dependent = self.cfg.view_dependent_prompting
+        self.check_prompts(prompt_utils)
         if hasattr(prompt_utils, "embeddings_for"):
-            if prompt_utils.prior_path != self.prior.card.path:
-                raise UserError(
-                    f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
-                    f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
-                )
             return prompt_utils.embeddings_for(elevation, azimuth, view_dependent)
 
         self._check_prompts(prompt_utils)
@@ -306,6 +326,31 @@ class LucidGuidance(BaseObject):
                 "lucid-prompt-processor with the guidance's prior."
             )
         return replace(cond, inverse=self._empty_text().expand(batch, -1, -1))
+
+    def check_prompts(self, prompt_utils: Any) -> None:
+        """The prompt must be encoded by this very prior, with the same LoRA and words.
+
+        Raises:
+            UserError: it is not; says which keys to set.
+        """
+        adapters = self.prior.adapters
+        if not hasattr(prompt_utils, "embeddings_for"):
+            if adapters:
+                raise UserError(
+                    f"The guidance has {adapters}, of which threestudio's prompt processors know nothing. "
+                    "Use system.prompt_processor_type=lucid-prompt-processor, with the same adapters."
+                )
+            return
+        if prompt_utils.prior_path != self.prior.card.path:
+            raise UserError(
+                f"The prompt is encoded for {prompt_utils.prior_path}, the guidance uses "
+                f"{self.prior.card.path}. Set system.prompt_processor.prior to system.guidance.prior."
+            )
+        if prompt_utils.adapters.fingerprint != adapters.fingerprint:
+            raise UserError(
+                f"The prompt is encoded with {prompt_utils.adapters}, the guidance has {adapters}. Set "
+                "system.prompt_processor.lora to ${system.guidance.lora}, and embeddings likewise."
+            )
 
     def _check_prompts(self, prompt_utils: Any) -> None:
         """What threestudio's prompt processor does not: check the words of a closed vocabulary, once each."""
@@ -395,7 +440,7 @@ class LucidGuidance(BaseObject):
 class LucidISMGuidance(LucidGuidance):
     """Interval Score Matching: the score at x_t against the unconditional score at x_s."""
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
         unguided, guided = self.networks(cond)
         return ism_step(
             unguided,
@@ -404,17 +449,23 @@ class LucidISMGuidance(LucidGuidance):
             noise,
             index,
             cond,
-            delta_t=delta_t,
-            delta_s=self.settings["delta_s"],
-            xs_inv_steps=self.settings["xs_inv_steps"],
-            guidance_scale=self.guidance_scale,
-            grad_scale=self.cfg.grad_scale,
-            inversion_guidance_scale=self.cfg.inversion_guidance_scale,
-            eta=self.cfg.inversion_eta,
-            generator=generator,
-            recipe=self.cfg.recipe,
+            **self._ism_arguments(delta_t, generator),
             guided=guided,
         )
+
+    def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
+        """What the config says of the interval, for `ism_step`."""
+        return {
+            "delta_t": delta_t,
+            "delta_s": self.settings["delta_s"],
+            "xs_inv_steps": self.settings["xs_inv_steps"],
+            "guidance_scale": self.guidance_scale,
+            "grad_scale": self.cfg.grad_scale,
+            "inversion_guidance_scale": self.cfg.inversion_guidance_scale,
+            "eta": self.cfg.inversion_eta,
+            "generator": generator,
+            "recipe": self.cfg.recipe,
+        }
 
 
 @threestudio.register("lucid-sds-guidance")
@@ -423,7 +474,7 @@ class LucidSDSGuidance(LucidGuidance):
 
     keeps_sds_scale = True
 
-    def distill(self, latents, noise, index, cond, delta_t, generator) -> Distillation:
+    def distill(self, latents, noise, index, cond, delta_t, generator, source=None) -> Distillation:
         _, guided = self.networks(cond)  # its only one
         return sds_step(
             guided,
@@ -461,5 +512,11 @@ def _first(cond: Conditioning, n: int) -> Conditioning:
         cond.inverse[:n],
         cond.negatives[:, :n] if has_negatives else None,
         cond.weights[:, :n] if has_negatives else None,
+        None if cond.source is None else cond.source[:n],
         None if cond.picture is None else cond.picture[:n],
     )
+
+
+def twin(draws: torch.Generator) -> torch.Generator:
+    """A generator that will draw what this one will."""
+    return torch.Generator(draws.device).set_state(draws.get_state())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ from torch import Tensor
 
 from ..errors import UserError, check_choice
 from . import folder as files
+from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
+from .embeddings import add_words, spell_out
+from .graphs import Replayed, ReplayedWithGradient
+from .lora import merge_loras
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
 
@@ -36,21 +40,30 @@ class Prior:
     """A loaded prior. Make one with `Prior.load`, which gives the same object for the same request.
 
     Attributes:
-        card: what is known about it.
+        card: what is known about it; its vocabulary has the words of the adapters.
+        adapters: LoRA and learned words that its weights have.
         device, dtype: where and in what arithmetic UNet and VAE run. The text encoder always runs in float32.
         schedule: its noise schedule.
         latent_channels, latent_size: shape of its latents.
     """
 
-    def __init__(self, card: Card, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, card: Card, device: torch.device, dtype: torch.dtype, adapters: Adapters = NONE
+    ) -> None:
         """Checks that everything is there and fits together; loads no weights. See `load`."""
-        self.card, self.device, self.dtype = card, device, dtype
+        self.card, self.device, self.dtype = adapters.taught(card), device, dtype
+        self.adapters = adapters
         self.source = _find_source(card)
         self.single_file = self.source if self.source.is_file() else None
         self.configs = _config_folder(card) if self.single_file else self.source
+        if card.vae is None:
+            self.vae_folder, self.vae_config = None, files.read_config(self.configs, "vae")
+        else:
+            self.vae_folder, self.vae_config = files.find_vae(card.vae)
         unet = files.read_config(self.configs, "unet")
         self.latent_channels: int = unet.get("in_channels", 4)
         self.latent_size: int = card.latent_size
+        self._compiled = self._replays = False
         self._check_sizes(unet)
 
     @classmethod
@@ -59,6 +72,7 @@ class Prior:
         prior: str | Path | Card = "auto",
         device: torch.device | str | None = None,
         dtype: str | torch.dtype | None = None,
+        adapters: Adapters = NONE,
     ) -> Prior:
         """The prior of that name, shared by everyone in this process who asks for the same.
 
@@ -66,6 +80,7 @@ class Prior:
             prior: a name, folder, file or hub id (see `cards`), or a card.
             device: None: CUDA where there is one.
             dtype: "auto", "float32", "bfloat16", "float16" or a torch dtype; None: as the card says.
+            adapters: LoRA and learned words, see `adapters.find_adapters`.
 
         Raises:
             UserError: unknown name; files missing, damaged, or not fitting together; hub out of reach.
@@ -73,9 +88,9 @@ class Prior:
         card = prior if isinstance(prior, Card) else find_card(prior)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = resolve_dtype(dtype or card.dtype, device)
-        key = (repr(card), str(device), dtype)
+        key = (repr(card), str(device), dtype, adapters.fingerprint)
         if (found := _SHARED.get(key)) is None:
-            found = _SHARED[key] = cls(card, device, dtype)
+            found = _SHARED[key] = cls(card, device, dtype, adapters)
         return found
 
     # --- the five calls -------------------------------------------------------------------------------------
@@ -91,14 +106,13 @@ class Prior:
             shrinks = images.shape[-2] > size[0]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=shrinks)
         pixels = (2.0 * images - 1.0).to(self.dtype, memory_format=torch.channels_last)
-        encoded = self.vae.encode(pixels)
-        if hasattr(encoded, "latents"):
-            latents = encoded.latents.float()
-        else:
-            mean, spread = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-            latents = mean
-            if generator is not None:
-                latents = mean + spread * torch.randn(mean.shape, generator=generator, device=mean.device)
+        encoded = self._encoder(pixels).float()
+        if not self._is_variational:
+            return encoded * self.vae.config.scaling_factor
+        latents, log_variance = encoded.chunk(2, dim=1)
+        if generator is not None:
+            fresh = torch.randn(latents.shape, generator=generator, device=latents.device)
+            latents = latents + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * fresh  # diffusers' bounds
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -112,6 +126,8 @@ class Prior:
         """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask."""
         tokenizer, encoder = self._text
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        if self.adapters.embeddings:
+            prompts = [spell_out(prompt, tokenizer) for prompt in prompts]
         ids = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
@@ -134,7 +150,10 @@ class Prior:
         # a full tensor, since diffusers would copy a python number to the GPU and wait
         timesteps = torch.full((x.shape[0],), tau, device=x.device)
         x = x.to(self.dtype, memory_format=self._unet_layout)
-        return self.unet(x, timesteps, embeddings.to(self.dtype), **residuals).sample.float()
+        arguments = x, timesteps, embeddings.to(self.dtype)
+        if residuals:
+            return self.unet(*arguments, **residuals).sample.float()
+        return self._denoiser(*arguments).to(torch.float32, copy=self._replays)
 
     def eps(self, x: Tensor, tau: int, embeddings: Tensor) -> Tensor:
         """The noise predicted in x at timestep `tau`, converted when the network predicts v."""
@@ -179,21 +198,25 @@ class Prior:
         """UNet2DConditionModel."""
         from diffusers import UNet2DConditionModel
 
-        unet = self._component("unet", UNet2DConditionModel, self.dtype)
-        return unet.to(memory_format=self._unet_layout)
+        # LoRA is added in float32, and the sum rounded
+        dtype = torch.float32 if self.adapters.loras else self.dtype
+        unet = self._component("unet", UNet2DConditionModel, dtype)
+        with _quiet():
+            merge_loras(unet, "unet", self.adapters.loras, self.card.name)
+            return unet.to(dtype=self.dtype, memory_format=self._unet_layout)
 
     @cached_property
     def vae(self) -> Any:
         """AutoencoderKL or AutoencoderTiny."""
         import diffusers
 
-        name = files.read_config(self.configs, "vae").get("_class_name", "AutoencoderKL")
+        name = self.vae_config.get("_class_name", "AutoencoderKL")
         if name not in ("AutoencoderKL", "AutoencoderTiny"):
             raise UserError(
                 f"The prior {self.card.name!r} has a VAE of class {name}; supported are AutoencoderKL and "
                 "AutoencoderTiny."
             )
-        vae = self._component("vae", getattr(diffusers, name), self.dtype)
+        vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         return vae.to(memory_format=torch.channels_last)
 
     @cached_property
@@ -203,24 +226,83 @@ class Prior:
 
         with _quiet(), _loading(self.configs):
             tokenizer = CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
-        return tokenizer, self._component("text_encoder", CLIPTextModel, torch.float32)
+        encoder = self._component("text_encoder", CLIPTextModel, torch.float32)
+        with _quiet():
+            merge_loras(encoder, "text_encoder", self.adapters.loras, self.card.name)
+            add_words(tokenizer, encoder, self.adapters.embeddings, self.card.name)
+        return tokenizer, encoder
+
+    # --- how the networks are called ------------------------------------------------------------------------
+
+    def speed_up(self, compiled: bool = False, graphs: bool = True) -> None:
+        """Call the denoiser and the VAE's encoder faster from now on; what they compute stays the same.
+
+        Args:
+            compiled: through torch.compile: a minute or two when first called.
+            graphs: on CUDA, as one launch each (see `graphs`).
+        """
+        if compiled and not self._compiled:
+            self._compiled = True
+            self.unet.compile(dynamic=False)
+            self.vae.encoder.compile(dynamic=False)
+        self._replays = graphs and self.device.type == "cuda"
+        for name in ("_denoiser", "_encoder"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def _denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Noisy latents, timesteps [B] and embeddings to the raw output."""
+
+        def denoise(x: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+            return self.unet(x, timesteps, embeddings, return_dict=False)[0]
+
+        return Replayed(denoise) if self._replays else denoise
+
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        """Pixels to latents, or to the moments of their posterior."""
+        vae = self.vae
+
+        def encode(pixels: Tensor) -> Tensor:
+            if not self._is_variational:
+                return vae.encode(pixels, return_dict=False)[0]
+            moments = vae.encoder(pixels)
+            return moments if vae.quant_conv is None else vae.quant_conv(moments)
+
+        return ReplayedWithGradient(encode) if self._replays else encode
+
+    @cached_property
+    def _is_variational(self) -> bool:
+        """AutoencoderKL's encoder writes mean and log variance, AutoencoderTiny's latents."""
+        return type(self.vae).__name__ == "AutoencoderKL"
 
     def release_text_encoder(self) -> None:
         """Gives its memory back; the next `encode_text` loads it again."""
         self.__dict__.pop("_text", None)
 
     def text_fingerprint(self) -> str:
-        """A hash of tokenizer and text encoder: changes exactly when embeddings of a text may change."""
+        """A hash of tokenizer, text encoder and adapters: changes when embeddings of a text may change."""
         if self.single_file:
-            return files.fingerprint_file(self.single_file)
-        return files.fingerprint(self.source, ("tokenizer", "text_encoder"))
+            own = files.fingerprint_file(self.single_file)
+        else:
+            own = files.fingerprint(self.source, ("tokenizer", "text_encoder"))
+        return own + self.adapters.fingerprint
 
     # --- loading --------------------------------------------------------------------------------------------
 
-    def _component(self, name: str, cls: type, dtype: torch.dtype) -> Any:
-        """One part with its weights, frozen, on the device. Raises UserError when the weights do not fit."""
-        with _quiet(), _loading(self.single_file or self.source / name):
-            if self.single_file:
+    def _component(self, name: str, cls: type, dtype: torch.dtype, folder: Path | None = None) -> Any:
+        """One part with its weights, frozen, on the device.
+
+        Args:
+            folder: where it is, if it is not a part of the prior's own.
+
+        Raises:
+            UserError: the weights do not fit.
+        """
+        from_file = self.single_file if folder is None else None
+        folder = folder or self.source / name
+        with _quiet(), _loading(from_file or folder):
+            if from_file:
                 model = self._from_single_file(name, cls).to(dtype)
             else:
                 is_diffusers = cls.__module__.startswith("diffusers")
@@ -228,13 +310,13 @@ class Prior:
                 if not is_diffusers:
                     options["ignore_mismatched_sizes"] = True  # then the report names them
                 model, report = cls.from_pretrained(
-                    self.source / name,
+                    folder,
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
                     **options,
                 )
-                _check_report(self.source / name, report)
+                _check_report(folder, report)
             return model.to(self.device).eval().requires_grad_(False)
 
     def _from_single_file(self, name: str, cls: type) -> Any:
@@ -251,7 +333,7 @@ class Prior:
 
     def _check_sizes(self, unet: dict) -> None:
         """UNet, VAE, text encoder and card must agree on sizes."""
-        vae = files.read_config(self.configs, "vae")
+        vae = self.vae_config
         text = files.read_config(self.configs, "text_encoder")
         where = f"The prior {self.card.name!r} ({self.source})"
         if vae.get("latent_channels", 4) != self.latent_channels:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from ..errors import check_range
+from ..errors import UserError, check_range
 from .cards import find_card
 
 
@@ -34,7 +34,16 @@ def translate(
 
     Returns:
         the block, and what was left out.
+
+    Raises:
+        UserError: the block has LoRA or learned words, which threestudio's classes do not load.
     """
+    for key in ("lora", "embeddings"):
+        if block.get(key) and key not in theirs:
+            raise UserError(
+                f"system.guidance.{key} is not loaded by threestudio's own guidances. Use lucid-ism-guidance "
+                "or, for SDS, lucid-sds-guidance."
+            )
     kept = {k: v for k, v in block.items() if (k in theirs and v is not None) or k not in {*own, *theirs}}
     moved = {}
     if "prior" in block and "pretrained_model_name_or_path" in theirs:

@@ -12,11 +12,16 @@ from .cards import Card
 def normalise(prompt: str, card: Card) -> str:
     """The prompt as a closed-vocabulary prior was taught: lower case, no full stop, single spaces.
 
-    Priors with an open vocabulary get the prompt as it is.
+    Words that it knows as they are written stay so. Priors with an open vocabulary get the prompt as it is.
     """
     if card.vocabulary is None:
         return prompt
-    words = re.sub(r"[^\w,\s'-]+", " ", prompt.lower())
+
+    def plain(found: re.Match) -> str:
+        word = found[0]
+        return word if word in card.vocabulary else re.sub(r"[^\w'-]+", " ", word.lower())
+
+    words = re.sub(r"[^\s,]+", plain, prompt)
     return re.sub(r"\s+(,|$)", r"\1", " ".join(words.split()))
 
 
@@ -28,7 +33,7 @@ def check_words(prompt: str, card: Card, *, where: str = "system.prompt_processo
     """
     if card.vocabulary is None:
         return
-    known = {word.lower() for word in card.vocabulary}
+    known = {form for word in card.vocabulary for form in (word, word.lower())}
     unknown = [w for w in dict.fromkeys(re.findall(r"[^\s,]+", normalise(prompt, card))) if w not in known]
     if not unknown:
         return
@@ -46,5 +51,6 @@ def check_words(prompt: str, card: Card, *, where: str = "system.prompt_processo
         f"{where}: the prior {card.name!r} does not know {', '.join(hints)}.\n"
         f"It knows these words and no others:\n{words}\n"
         f"Say it with them, e.g. {card.prompt!r}, or use a prior with an open vocabulary: "
-        "system.guidance.prior=sd21 (needs a GPU)."
+        "system.guidance.prior=sd21 (needs a GPU). A word that a LoRA or an embedding brings is known once "
+        "that is given: system.guidance.embeddings=FILE, system.guidance.lora={path: FILE, trigger: WORD}."
     )

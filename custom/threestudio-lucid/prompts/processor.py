@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ import threestudio
 from threestudio.utils.base import BaseObject
 
 from ..errors import UserError, check_choice, check_range
+from ..guidance.adapters import NONE, Adapters, find_adapters, without_words
+from ..guidance.cards import find_card
 from ..guidance.combine import Conditioning
 from ..guidance.prior import Prior
 from ..guidance.vocabulary import check_words, normalise
@@ -32,7 +34,8 @@ class ViewPrompts:
 
     plain, negative, inverse: the prompt without view words, the negative prompt, the inversion's text.
     views: [4, T, D], the prompt as seen from `view.VIEWS`.
-    prior_path: of the prior that made them.
+    source, source_views: the same of what an edit starts from, or None.
+    prior_path, adapters: of the prior that made them.
     prompts: the texts behind the embeddings, by name.
     """
 
@@ -42,6 +45,7 @@ class ViewPrompts:
     views: Tensor
     prior_path: str
     prompts: dict[str, str]
+    adapters: Adapters = NONE
     use_perp_neg: bool = False
     view_dependent: bool = True
     blend: str = "linear"
@@ -51,6 +55,8 @@ class ViewPrompts:
     perp_neg_weight: float = -2.0
     perp_neg_front_decay: float = 2.0
     perp_neg_side_decay: float = 10.0
+    source: Optional[Tensor] = None
+    source_views: Optional[Tensor] = None
 
     def embeddings_for(
         self, elevation: Tensor, azimuth: Tensor, view_dependent_prompting: bool = True
@@ -64,7 +70,8 @@ class ViewPrompts:
         batch = len(azimuth)
         uncond, inverse = (e.expand(batch, -1, -1) for e in (self.negative, self.inverse))
         if not (self.view_dependent and view_dependent_prompting):
-            return Conditioning(self.plain.expand(batch, -1, -1), uncond, inverse)
+            source = None if self.source is None else self.source.expand(batch, -1, -1)
+            return Conditioning(self.plain.expand(batch, -1, -1), uncond, inverse, source=source)
 
         elevation, azimuth = elevation.to(self.views), azimuth.to(self.views)
         if self.blend == "linear":
@@ -74,8 +81,11 @@ class ViewPrompts:
         if self.overhead_threshold is not None:
             weights = view.with_overhead(weights, elevation, self.overhead_threshold)
         text = torch.einsum("bv,vtd->btd", weights, self.views)
+        source = None
+        if self.source_views is not None:
+            source = torch.einsum("bv,vtd->btd", weights, self.source_views)
         if not self.use_perp_neg:
-            return Conditioning(text, uncond, inverse)
+            return Conditioning(text, uncond, inverse, source=source)
 
         away = view.perp_neg_weights(
             azimuth, self.perp_neg_weight, self.perp_neg_front_decay, self.perp_neg_side_decay
@@ -83,7 +93,7 @@ class ViewPrompts:
         # seen from above there is no wrong side to be kept away from
         away = away * (1.0 - weights[:, view.VIEWS.index("overhead")])
         negatives = self.views[:2].unsqueeze(1).expand(-1, batch, -1, -1)  # front, side
-        return Conditioning(text, uncond, inverse, negatives, away)
+        return Conditioning(text, uncond, inverse, negatives, away, source)
 
     # --- as threestudio's guidances call it -----------------------------------------------------------------
 
@@ -156,10 +166,16 @@ class LucidPromptProcessor(BaseObject):
     class Config(BaseObject.Config):
         prior: str = "auto"
         """Whose text encoder; the same as the guidance's."""
+        lora: Any = None
+        """LoRA of the text encoder; the same as the guidance's."""
+        embeddings: Any = None
+        """Words learned by textual inversion; the same as the guidance's."""
         prompt: str = ""
         """What to make."""
         negative_prompt: str = ""
         """What guidance moves away from."""
+        source_prompt: str = ""
+        """What an edit starts from; empty: nothing is edited, or nobody says."""
         inverse_text: str = ""
         """What the inversion is conditioned on; empty as released."""
         view_dependent: bool = True
@@ -197,10 +213,12 @@ class LucidPromptProcessor(BaseObject):
 
     def configure(self) -> None:
         self._check_config()
-        self.prior = Prior.load(self.cfg.prior, self.device)
+        card, where = find_card(self.cfg.prior), "system.prompt_processor."
+        adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where=where)
+        self.prior = Prior.load(card, self.device, adapters=adapters)
         self.prompts = self._texts()
         for field, text in self._given().items():
-            check_words(text, self.prior.card, where=f"system.prompt_processor.{field}")
+            check_words(text, self.prior.card, where=where + field)
         texts = list(dict.fromkeys(self.prompts.values()))
         found = dict(zip(texts, self._encode(texts), strict=True))
         embeddings = {name: found[text] for name, text in self.prompts.items()}
@@ -208,9 +226,10 @@ class LucidPromptProcessor(BaseObject):
             plain=embeddings["plain"],
             negative=embeddings["negative"],
             inverse=embeddings["inverse"],
-            views=torch.stack([embeddings[name] for name in view.VIEWS]),
+            views=self._views(embeddings),
             prior_path=self.prior.card.path,
             prompts=self.prompts,
+            adapters=adapters,
             use_perp_neg=self.cfg.use_perp_neg,
             view_dependent=self.cfg.view_dependent,
             blend=self.cfg.view_blend,
@@ -220,8 +239,14 @@ class LucidPromptProcessor(BaseObject):
             perp_neg_weight=self.cfg.perp_neg_weight,
             perp_neg_front_decay=self.cfg.perp_neg_front_decay,
             perp_neg_side_decay=self.cfg.perp_neg_side_decay,
+            source=embeddings.get("source"),
+            source_views=self._views(embeddings, "source ") if self.cfg.source_prompt else None,
         )
         threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
+        if adapters.words and without_words(self.prompts["plain"], adapters.words) == self.prompts["plain"]:
+            threestudio.warn(
+                f"The prompt says none of the words that were learned: {', '.join(adapters.words)}."
+            )
 
     def __call__(self) -> ViewPrompts:
         return self._output
@@ -243,11 +268,15 @@ class LucidPromptProcessor(BaseObject):
 
     def _given(self) -> dict[str, str]:
         """The texts of the config, by field."""
-        fields = ["prompt", "negative_prompt", "inverse_text", *(f"prompt_{name}" for name in view.VIEWS)]
+        fields = ["prompt", "negative_prompt", "source_prompt", "inverse_text"]
+        fields += [f"prompt_{name}" for name in view.VIEWS]
         return {name: getattr(self.cfg, name) for name in fields if getattr(self.cfg, name)}
 
     def _texts(self) -> dict[str, str]:
-        """What is encoded, by name: plain, negative, inverse, front, side, back, overhead."""
+        """What is encoded, by name: plain, negative, inverse, front, side, back, overhead.
+
+        With a source prompt also source, source front, source side, ...
+        """
         card = self.prior.card
         plain = normalise(self.cfg.prompt, card)
         texts = {"plain": plain}
@@ -256,7 +285,15 @@ class LucidPromptProcessor(BaseObject):
         for name in view.VIEWS:
             own = getattr(self.cfg, f"prompt_{name}")
             texts[name] = f"{plain}, {name} view" if own is None else normalise(own, card)
+        if self.cfg.source_prompt:
+            texts["source"] = source = normalise(self.cfg.source_prompt, card)
+            texts |= {f"source {name}": f"{source}, {name} view" for name in view.VIEWS}
         return texts
+
+    @staticmethod
+    def _views(embeddings: dict[str, Tensor], prefix: str = "") -> Tensor:
+        """[4, T, D], in the order of `view.VIEWS`."""
+        return torch.stack([embeddings[prefix + name] for name in view.VIEWS])
 
     # --- embeddings -----------------------------------------------------------------------------------------
 

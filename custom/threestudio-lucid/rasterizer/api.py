@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import gsplat_adapter, inria_adapter
 from .constants import SH_DEGREE_MAX
-from .gsplat_adapter import is_installed as gsplat_is_installed
 
 logger = logging.getLogger(__name__)
 
 # Each names a module with a function `rasterize`, imported when it is first used.
-_MODULES = {"cpu": "cpu", "reference": "reference", "gsplat": "gsplat_adapter"}
+_MODULES = {"cpu": "cpu", "reference": "reference", "gsplat": "gsplat_adapter", "inria": "inria_adapter"}
 BACKENDS = ("auto", *_MODULES)
 
 
@@ -74,8 +74,9 @@ def rasterize(
         background: [3] or [B, 3]; None: black.
         near: Gaussians whose centre is nearer along the optical axis are not drawn.
         eps2d: added to the variances on the image, pixels squared: 0.3 as in 3DGS.
-        backend: "cpu" (compiled, threaded), "reference" (plain PyTorch, slow), "gsplat" (CUDA), or "auto":
-            gsplat for CUDA tensors where it is installed, else cpu.
+        backend: "cpu" (compiled, threaded), "reference" (plain PyTorch, slow), "gsplat" (CUDA), "inria"
+            (CUDA, diff-gaussian-rasterization), or "auto": for CUDA tensors gsplat where it is installed,
+            else inria where that is, else cpu.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device or range, or (on the CPU only, where
@@ -125,14 +126,16 @@ def _choose(backend: str, means: Tensor) -> str:
         return backend
     if means.device.type != "cuda":
         return "cpu"
-    if gsplat_is_installed():
+    if gsplat_adapter.is_installed():
         return "gsplat"
-    _warn_no_gsplat()
+    if inria_adapter.is_installed():
+        return "inria"
+    _warn_no_cuda_backend()
     return "cpu"
 
 
 @functools.cache
-def _warn_no_gsplat() -> None:
+def _warn_no_cuda_backend() -> None:
     logger.warning(
         "CUDA tensors, but gsplat is not installed: rasterizing on the CPU. Faster: pip install gsplat"
     )

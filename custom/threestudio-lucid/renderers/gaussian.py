@@ -27,7 +27,7 @@ class LucidGaussianRenderer(Rasterizer):
     @dataclass
     class Config(Rasterizer.Config):
         backend: str = "auto"
-        """auto (gsplat with CUDA, else cpu), cpu, reference or gsplat."""
+        """auto (CUDA: gsplat, or inria if only that is there; else cpu), cpu, reference, gsplat or inria."""
         near: float = 0.2
         """Gaussians nearer to the camera plane than this are not drawn."""
         blur: float = 0.3

@@ -36,6 +36,7 @@ from ..gaussians.cloud import moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
+from ..guidance.lucid_guidance import LucidGuidance
 from ..guidance.stock import check_schedule
 from ..seeding import generator
 from . import density as timetable
@@ -48,7 +49,7 @@ from .swap import GuidanceSwap
 # How many steps in a row may lack finite gradients before a run gives up.
 PATIENCE = 10
 # Weights of our losses, and of those that threestudio's guidances return.
-OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity")
+OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity", "anchor")
 THEIR_LOSSES = ("sds_img", "sdi", "vsd", "lora", "sd", "sd_img", "train_phi")
 KNOWN_WEIGHTS = tuple(f"lambda_{name}" for name in OUR_LOSSES + THEIR_LOSSES)
 
@@ -114,6 +115,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
+        if isinstance(self.guidance, LucidGuidance):
+            self.guidance.check_prompts(self.prompt_utils)
         return torch.optim.Adam(
             self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
         )
@@ -159,6 +162,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             for name, value in values.items():
                 logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
 
+        self._restrain_gradients()
         if self._gradients_are_finite(step):
             self._control_density(optimizer, rendered, step + 1)
             self.record.update(logs)
@@ -206,6 +210,9 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         if key not in self.cfg.loss:
             raise UserError(f"system.loss.{key} is missing: it weighs {loss} (0 leaves it out).")
         return self.cfg.loss[key]
+
+    def _restrain_gradients(self) -> None:
+        """Where subclasses drop gradients of what may not move."""
 
     def _chance(self, probability: float, purpose: str, step: int) -> bool:
         return torch.rand((), generator=generator(self.cfg.seed, purpose, step)).item() < probability
@@ -325,7 +332,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     def _save_sheet(self, step: int) -> str:
         """Views at even azimuths, each as a picture of its own, and all on one sheet."""
         cameras, views = self._sheet_cameras()
-        pictures = torch.cat([self(part)["comp_rgb"] for part in split_batch(views, self.cfg.sheet_views)])
+        parts = split_batch(views, self.cfg.sheet_views)
+        pictures = torch.cat([self(part)["comp_rgb"] for part in parts])
         azimuths = cameras.azimuth.tolist()
         for azimuth, picture in zip(azimuths, pictures, strict=True):
             self.save_rgb_image(f"it{step}-views/{azimuth:03.0f}.png", picture)

@@ -1,0 +1,130 @@
+"""Pictures and masks from files, and their way to the square that a diffusion model sees, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+
+# A file may not ask for more pixels than this (an 8k picture has half as many).
+MAX_PIXELS = 64_000_000
+BOX = "[left, top, right, bottom] in shares of width and height, such as [0.2, 0.5, 0.8, 1]"
+
+
+def read_picture(path: str | Path, where: str = "data.image") -> Tensor:
+    """A picture [H, W, 3] in [0, 1] as people see it: turned as its camera says, on white where see-through.
+
+    Args:
+        where: the config key, for messages.
+
+    Raises:
+        UserError: no such file, no picture, a damaged or a very large one.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file {path}.")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(
+                    f"{where}: {path} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read."
+                )
+            image = ImageOps.exif_transpose(image).convert("RGBA")
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: {path} is no picture. PNG, JPEG and WebP are read.") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: {path} cannot be read as a picture ({error}). Is it damaged?") from None
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    data = Image.alpha_composite(white, image).convert("RGB")
+    pixels = torch.frombuffer(bytearray(data.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).float() / 255.0
+
+
+def read_mask(image: str, box: Any, height: int, width: int) -> Tensor | None:
+    """Where a picture may change, [H, W, 1] bool: the bright half of a picture, or a box. None: everywhere.
+
+    Raises:
+        UserError: both are given, the picture has another size, the box is none, or nothing may change.
+    """
+    if image and box is not None:
+        raise UserError("data.mask and data.box both say what may change: give one of them.")
+    if image:
+        mask = read_picture(image, "data.mask").mean(dim=-1, keepdim=True) > 0.5
+        if mask.shape[:2] != (height, width):
+            raise UserError(
+                f"data.mask: {image} has {mask.shape[1]} x {mask.shape[0]} pixels, data.image "
+                f"{width} x {height}; they must be the same."
+            )
+    elif box is not None:
+        mask = box_mask(box, height, width)
+    else:
+        return None
+    if not bool(mask.any()):
+        which = f"data.mask: {image} is dark everywhere" if image else f"data.box {list(box)} holds no pixel"
+        raise UserError(f"{which}, so nothing may change. White is what may.")
+    return mask
+
+
+def box_mask(box: Any, height: int, width: int) -> Tensor:
+    """[H, W, 1] bool, true for pixels whose centres lie in [left, top, right, bottom].
+
+    Raises:
+        UserError: no box, see `BOX`, or one whose first end is above its second.
+    """
+    numbers = list(box) if isinstance(box, Sequence) and not isinstance(box, str) else []
+    good = len(numbers) == 4 and all(isinstance(v, int | float) and 0.0 <= v <= 1.0 for v in numbers)
+    if not good or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        raise UserError(f"data.box is {numbers or box!r}; it must be {BOX}.")
+    left, top, right, bottom = numbers
+    x, y = ((torch.arange(n) + 0.5) / n for n in (width, height))
+    return (((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None])[..., None]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Where a picture of height x width lies in the square that it is shown in; pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def side(self) -> int:
+        return max(self.height, self.width)
+
+    @property
+    def top(self) -> int:
+        return (self.side - self.height) // 2
+
+    @property
+    def left(self) -> int:
+        return (self.side - self.width) // 2
+
+    def to_square(self, picture: Tensor, size: int) -> Tensor:
+        """[H, W, C] -> [size, size, C]: its border goes on to a square, which is resized."""
+        rows = (torch.arange(self.side) - self.top).clamp(0, self.height - 1)
+        columns = (torch.arange(self.side) - self.left).clamp(0, self.width - 1)
+        square = picture.float()[rows.to(picture.device)][:, columns.to(picture.device)]
+        return _resized(square, size)
+
+    def from_square(self, square: Tensor) -> Tensor:
+        """[s, s, C] -> [H, W, C]: resized, and what had been added is cut off."""
+        whole = _resized(square, self.side)
+        return whole[self.top : self.top + self.height, self.left : self.left + self.width]
+
+
+def _resized(square: Tensor, size: int) -> Tensor:
+    if len(square) == size:
+        return square
+    planes = square.permute(2, 0, 1)[None]
+    shrinks = len(square) > size
+    planes = F.interpolate(planes, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return planes[0].permute(1, 2, 0)

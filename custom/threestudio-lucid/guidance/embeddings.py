@@ -1,0 +1,108 @@
+"""Words learned by textual inversion (Gal et al. 2022): a token, and its vectors in the encoder's table."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from . import folder as files
+
+if TYPE_CHECKING:
+    from .adapters import Embedding
+
+PICKLED = (".pt", ".bin")
+MAX_PICKLE = 64 << 20  # bytes; an embedding of 75 vectors for SDXL has 0.6 MB
+
+
+def read_embedding(file: Path) -> tuple[str, Tensor]:
+    """The token and its vectors [n, D] of a textual-inversion file.
+
+    Raises:
+        UserError: not a file of that kind, damaged, or for another model.
+    """
+    content = _read_pickled(file) if file.suffix in PICKLED else _read_safe(file)
+    if isinstance(content, Tensor):
+        token, vectors = file.stem, content
+    elif isinstance(content, Mapping) and {"clip_l", "clip_g"} & set(content):
+        raise UserError(f"The embedding {file} is for SDXL (clip_l, clip_g); this needs one for SD 1 or 2.")
+    elif isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):  # the web UI's
+        token = content.get("name") or file.stem
+        vectors = next(iter(content["string_to_param"].values()), None)
+    elif isinstance(content, Mapping) and len(content) == 1:
+        token, vectors = next(iter(content.items()))
+        token = file.stem if token in ("emb_params", "*") else token  # the web UI's in safetensors
+    else:
+        token, vectors = "", None
+    if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.numel():
+        raise UserError(
+            f"The embedding {file} is no textual inversion: it must hold one token with its vectors. A LoRA "
+            f"goes to system.guidance.lora."
+        )
+    if not vectors.isfinite().all():
+        raise UserError(f"The embedding {file} is damaged: not all of its numbers are finite.")
+    return str(token), vectors.detach().float().reshape(-1, vectors.shape[-1])
+
+
+def _read_safe(file: Path) -> Any:
+    from safetensors.torch import load_file
+
+    if file.suffix != ".safetensors":
+        raise UserError(f"The embedding {file} must be .safetensors, .pt or .bin.")
+    files.check_safetensors(file, file.parent, next_step="Copy or download it again.")
+    return load_file(file)
+
+
+def _read_pickled(file: Path) -> Any:
+    if file.stat().st_size > MAX_PICKLE:
+        raise UserError(f"The embedding {file} has {file.stat().st_size:,} bytes: that is none.")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(
+            f"The embedding {file} cannot be read as plain tensors: it is damaged, or holds code, which is "
+            "not run. Use a .safetensors file."
+        ) from error
+
+
+def add_words(tokenizer: Any, encoder: Any, embeddings: Iterable[Embedding], prior: str) -> None:
+    """Adds each embedding's token to the tokenizer, and its vectors to the encoder's table, in place.
+
+    Raises:
+        UserError: its width is another model's, or the tokenizer has the token already.
+    """
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    class Loader(TextualInversionLoaderMixin):
+        hf_device_map, components = None, {}
+
+    width = encoder.get_input_embeddings().weight.shape[1]
+    for embedding in embeddings:
+        vectors = read_embedding(embedding.file)[1]
+        if vectors.shape[1] != width:
+            raise UserError(
+                f"The embedding {embedding.file} has vectors of width {vectors.shape[1]}, the text encoder "
+                f"of the prior {prior!r} takes {width}: it was made for another base model."
+            )
+        try:
+            Loader().load_textual_inversion(
+                {embedding.token: vectors}, token=embedding.token, tokenizer=tokenizer, text_encoder=encoder
+            )
+        except ValueError as error:
+            raise UserError(
+                f"The embedding {embedding.file} cannot be called {embedding.token!r}: the prior {prior!r} "
+                "has that token. Call it something else: {path: ..., token: another}."
+            ) from error
+    encoder.requires_grad_(False)
+
+
+def spell_out(prompt: str, tokenizer: Any) -> str:
+    """The prompt with a word of several vectors written as its several tokens."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(prompt, tokenizer)
