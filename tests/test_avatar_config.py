@@ -135,7 +135,7 @@ MISTAKES = {
     "system.body.height=-1": ("height", "above 0"),
     "system.body_map=jet": ("system.body_map", "viridis, parula, iuv"),
     "system.geometry.init_args.pose=t": ("block", "system.body"),
-    "system.geometry.init_args={pose: t}": ("body:mannequin",),
+    "system.geometry.init_args={block: null}": ("body:mannequin",),
     "system.geometry.init_args={block: {pose: t}}": ("differ", "pose: 'standing' against 't'"),
     "system.geometry.init=body:file:a.obj": ("block", "system.body"),
     "system.guidance.control.model=nowhere": ("There is no ControlNet 'nowhere'", "mini"),
@@ -157,7 +157,10 @@ def test_mistakes_are_told_before_anything_is_written(models, tmp_path, override
 
 
 def test_a_body_of_the_geometry_alone_must_be_the_systems(models, tmp_path):
-    ways = ("system.geometry.init=body:mannequin", "system.geometry.init_args={pose: t}")
+    ways = (
+        "system.geometry.init=body:mannequin",
+        "system.geometry.init_args={block: null, pose: t, height: 1.0}",
+    )
     with pytest.raises(Exception, match="differ"):
         launch(models, tmp_path, *ways)
     assert (launch(models, tmp_path, *ways, "system.body.pose=t") / "save/it2.ply").is_file()

@@ -48,18 +48,18 @@ class LucidAvatarSystem(LucidDreamerSystem):
         """Raises UserError where the geometry starts from another body or pose than the maps show."""
         geometry = self.cfg.geometry
         kind, _, model = str(geometry.get("init", "")).partition(":")
-        if kind != "body":
-            return
-        ours = _plain({"model": "mannequin"} | dict(self.cfg.body))
         given = dict(geometry.get("init_args") or {})
-        given.pop("fit", None)
         block = given.get("block")
-        theirs = _plain({"model": model} | given if block is None else {"model": "mannequin"} | dict(block))
+        if kind != "body" or not (model or block):  # no body, or none that is named: the geometry tells that
+            return
+        told = {key: value for key, value in given.items() if key not in ("block", "fit")}
+        ours = _plain({"model": "mannequin"} | dict(self.cfg.body))
+        theirs = _plain({"model": model} | told if block is None else {"model": "mannequin"} | dict(block))
         if ours != theirs:
             different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-            told = "; ".join(f"{key}: {ours.get(key)!r} against {theirs.get(key)!r}" for key in different)
+            where = "; ".join(f"{key}: {ours.get(key)!r} against {theirs.get(key)!r}" for key in different)
             raise UserError(
-                f"system.body and the body that system.geometry starts from differ ({told}). Write it into "
+                f"system.body and the body that system.geometry starts from differ ({where}). Write it into "
                 "system.body alone, with geometry.init: body and init_args: {block: ${system.body}}."
             )
 
