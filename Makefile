@@ -10,11 +10,11 @@ demo: .venv/installed
 
 # All tests, the graded end-to-end run included.
 test: .venv/installed lint
-	$(ACTIVATED) python -m pytest
+	$(ACTIVATED) python -m pytest -n auto
 
 # Without the end-to-end run: what to repeat while working.
 fast-test: .venv/installed
-	$(ACTIVATED) python -m pytest -m "not graded"
+	$(ACTIVATED) python -m pytest -n auto -m "not graded"
 
 # What only a GPU can show; `make test` skips it.
 test-cuda: .venv/installed

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_density import HUGE, LARGE, SMALL, make_cloud
+from test_density import LARGE, SMALL, make_cloud
 
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.cloud import GaussianCloud, moments_of
@@ -79,7 +79,7 @@ def test_empty_masks(mask, words):
 
 def test_density_control_passes_over_frozen_rows():
     """Rows that would be cloned, split, pruned as faint, pruned as huge: each once frozen and once not."""
-    scales = [SMALL, SMALL, LARGE, LARGE, SMALL, SMALL, HUGE, HUGE]
+    scales = [SMALL, SMALL, LARGE, LARGE, SMALL, SMALL, 4.0, 4.0]
     faint = [0.5, 0.5, 0.5, 0.5, 0.001, 0.001, 0.5, 0.5]
     cloud, optimizer = make_cloud(scales, faint)
     cloud.frozen[: len(scales)] = torch.arange(len(scales)) % 2 == 1
