@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -44,7 +45,7 @@ def sheet(names: list[str], color: str | None, size: int, columns: int) -> Image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="which things; all by default")
-    parser.add_argument("--out", default="toybox.png")
+    parser.add_argument("--out", type=Path, default=Path("outputs/toybox.png"), help="(%(default)s)")
     parser.add_argument("--color", choices=[*COLORS, "own"], default="own")
     parser.add_argument("--size", type=int, default=128, help="pixels of one view")
     parser.add_argument("--columns", type=int, default=2, help="things side by side")
@@ -52,6 +53,7 @@ def main() -> None:
     unknown = [name for name in args.names if name not in OBJECTS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}. The toybox holds: {', '.join(OBJECTS)}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(
         args.names or list(OBJECTS), None if args.color == "own" else args.color, args.size, args.columns
     ).save(args.out)
