@@ -13,8 +13,6 @@ killed and goes on when it is started again. Shard 0 is held out for testing.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ import torch
 
 from threestudio_lucid.bodies.mannequin import POSES, Pose, mannequin
 from threestudio_lucid.bodies.maps import draw_maps
-from toybox import cameras, captions, latents, sdf
+from toybox import cameras, captions, latents, parallel, sdf
 from toybox import objects as toys
 from toybox.dataset import IMAGE_SIZE, LABEL, save_array
 from toybox.progress import Progress
@@ -129,11 +127,8 @@ def build(folder: Path, images: int, prior: Path, workers: int = 2) -> None:
     jobs = [(k, str(folder), str(prior)) for k in numbers if not _paths(folder, k)["latents"].exists()]
     if not jobs:
         return
-    for key in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ[key] = "1"  # read by the workers: spawned, they import numba and torch afresh
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(jobs))) as pool, Progress("people", len(jobs)) as progress:
-        for done, _ in enumerate(pool.imap_unordered(_make_shard, jobs), start=1):
+    with Progress("people", len(jobs)) as progress:
+        for done, _ in enumerate(parallel.each(_make_shard, jobs, min(workers, len(jobs))), start=1):
             progress.update(done, pictures=done * SHARD_SIZE)
 
 

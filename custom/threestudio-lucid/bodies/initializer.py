@@ -15,8 +15,7 @@ from ..points.cloud import PointCloud
 from ..points.initializers import PREFIX, PointInitializer
 from ..points.meshes import sample_surface
 from ..points.shapes import GREY
-from .body import Body
-from .sources import body_from_config
+from .sources import body_from_config, check_block
 
 
 @threestudio.register(PREFIX + "body")
@@ -42,21 +41,21 @@ class BodyPoints(PointInitializer):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            _body(self)  # what is wrong with it should show when the config is read
+            _block(self)  # files are opened when there are points to draw, not when a run goes on
 
     cfg: Config
 
     def draw(self, draw: torch.Generator) -> PointCloud:
-        body = _body(self.cfg)
+        body = body_from_config(*_block(self.cfg))
         corners = body.corners[~body.hidden].astype(np.float64)
         return sample_surface(corners, np.full_like(corners, GREY), self.cfg.num_points, draw)
 
 
-def _body(cfg: Any) -> Body:
-    """The body that a config tells in its fields, or in a block.
+def _block(cfg: Any) -> tuple[dict[str, Any], str]:
+    """What a config tells of the body, in its fields or in a block, and where.
 
     Raises:
-        UserError: both, neither, or see `sources.body_from_config`.
+        UserError: both, neither, or see `sources.check_block`.
     """
     where = "system.geometry.init_args"
     told = {name: getattr(cfg, name) for name in ("height", "up", "front", "shape", "gender")}
@@ -64,7 +63,7 @@ def _body(cfg: Any) -> Body:
     if cfg.block is None:
         if not cfg.value:
             raise UserError("init is 'body' and names none: write body:mannequin, body:smplx:FOLDER, ...")
-        return body_from_config({"model": cfg.value} | told, where)
+        return check_block({"model": cfg.value} | told, where), where
     if cfg.value or told != {"pose": "standing"}:
         raise UserError(f"{where}.block tells the body already: write what is to differ into system.body.")
-    return body_from_config(cfg.block, f"{where}.block")
+    return check_block(cfg.block, f"{where}.block"), f"{where}.block"

@@ -119,13 +119,14 @@ def find_file(path: Path, kind: str, gender: str) -> Path:
         UserError: there is none; told apart from one that is pickled.
     """
     stem = f"{kind.upper()}_{gender.upper()}"
-    candidates = [path] if path.suffix else [path / f"{stem}.npz", path / kind / f"{stem}.npz"]
-    if path.suffix == ".pkl":
+    is_file = bool(path.suffix) and not path.is_dir()
+    candidates = [path] if is_file else [path / f"{stem}.npz", path / kind / f"{stem}.npz"]
+    if is_file and path.suffix == ".pkl":
         candidates = []
     found = next((file for file in candidates if file.is_file() and file.suffix == ".npz"), None)
     if found is not None:
         return found
-    pickled = [path] if path.suffix == ".pkl" else [file.with_suffix(".pkl") for file in candidates]
+    pickled = [path] if not candidates else [file.with_suffix(".pkl") for file in candidates]
     if there := [file for file in pickled if file.is_file()]:
         raise UserError(
             f"{there[0]} is pickled, and pickles are not loaded, for they can run code. If you trust it, "

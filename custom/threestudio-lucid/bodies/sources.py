@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import UserError, check_range, closest
 from .body import Body
 from .files import read_body
-from .mannequin import POSES, Pose, mannequin
+from .mannequin import POSES, Pose, find_pose, mannequin
 from .smpl import smpl_body
 
 # The kinds there are, each with how it is written.
@@ -86,14 +86,14 @@ def make_body(
 _OWN = {"up": ("file",), "front": ("file",), "shape": ("smpl", "smplx"), "gender": ("smpl", "smplx")}
 
 
-def body_from_config(given: Any, where: str) -> Body:
-    """A body from a block {model, pose, height, ...}: the arguments of `make_body`.
+def check_block(given: Any, where: str) -> dict[str, Any]:
+    """The arguments of `make_body` in a block {model, pose, height, ...}; opens no file.
 
     Args:
         where: the block's name, for messages.
 
     Raises:
-        UserError: no mapping, unknown keys, or see `make_body`.
+        UserError: no mapping, unknown keys, kinds or poses, a height that is not above 0.
     """
     if not isinstance(given, Mapping):
         raise UserError(
@@ -111,8 +111,19 @@ def body_from_config(given: Any, where: str) -> Body:
             raise UserError(
                 f"{where}.{key} is of {' and '.join(kinds)}, and the body is {given.get('model')!r}."
             )
-    settings = {key: value for key, value in given.items() if value is not None}
-    return make_body(**settings)
+    if given.get("height") is not None:
+        check_range(f"{where}.height", given["height"], 0.0, above=True)
+    find_pose(given.get("pose", "standing"))
+    return {key: value for key, value in given.items() if value is not None}
 
 
-__all__ = ["KINDS", "POSES", "body_from_config", "make_body", "split_model"]
+def body_from_config(given: Any, where: str) -> Body:
+    """A body from a block.
+
+    Raises:
+        UserError: see `check_block` and `make_body`.
+    """
+    return make_body(**check_block(given, where))
+
+
+__all__ = ["KINDS", "POSES", "body_from_config", "check_block", "make_body", "split_model"]

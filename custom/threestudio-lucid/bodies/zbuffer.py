@@ -10,7 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from ..compiled import cached
 
 NEAR = 0.05  # triangles with a corner nearer to the camera plane are left out
 
@@ -51,7 +53,7 @@ def draw_triangles(
     return Fragments(*_draw(vertices, np.ascontiguousarray(faces, np.int32), viewmats, Ks, width, height))
 
 
-@njit(cache=True, parallel=True)
+@cached(parallel=True)
 def _draw(vertices, faces, viewmats, Ks, width, height):
     views = viewmats.shape[0]
     face = np.full((views, height, width), -1, np.int32)

@@ -16,14 +16,16 @@ from ..errors import UserError
 
 # A file may not ask for more pixels than this (an 8k picture has half as many).
 MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP")  # others can start programs, as PostScript does
 BOX = "[left, top, right, bottom] in shares of width and height, such as [0.2, 0.5, 0.8, 1]"
 
 
-def read_picture(path: str | Path, where: str = "data.image") -> Tensor:
-    """A picture [H, W, 3] in [0, 1] as people see it: turned as its camera says, on white where see-through.
+def read_picture(path: str | Path, where: str = "data.image", under: int = 255) -> Tensor:
+    """A picture [H, W, 3] in [0, 1] as people see it: turned as its camera says.
 
     Args:
         where: the config key, for messages.
+        under: grey that is seen where it is see-through, 0 to 255.
 
     Raises:
         UserError: no such file, no picture, a damaged or a very large one.
@@ -32,7 +34,7 @@ def read_picture(path: str | Path, where: str = "data.image") -> Tensor:
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(
@@ -43,8 +45,8 @@ def read_picture(path: str | Path, where: str = "data.image") -> Tensor:
         raise UserError(f"{where}: {path} is no picture. PNG, JPEG and WebP are read.") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: {path} cannot be read as a picture ({error}). Is it damaged?") from None
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    data = Image.alpha_composite(white, image).convert("RGB")
+    behind = Image.new("RGBA", image.size, (under, under, under, 255))
+    data = Image.alpha_composite(behind, image).convert("RGB")
     pixels = torch.frombuffer(bytearray(data.tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).float() / 255.0
 
@@ -58,7 +60,7 @@ def read_mask(image: str, box: Any, height: int, width: int) -> Tensor | None:
     if image and box is not None:
         raise UserError("data.mask and data.box both say what may change: give one of them.")
     if image:
-        mask = read_picture(image, "data.mask").mean(dim=-1, keepdim=True) > 0.5
+        mask = read_picture(image, "data.mask", under=0).mean(dim=-1, keepdim=True) > 0.5
         if mask.shape[:2] != (height, width):
             raise UserError(
                 f"data.mask: {image} has {mask.shape[1]} x {mask.shape[0]} pixels, data.image "

@@ -110,6 +110,11 @@ class LucidGaussianSplatting(BaseGeometry):
             return
         path = self.file_of_gaussians()
         start = read_ply(path) if path else self._gaussians_from_points()
+        if start.sh_degree > self.cfg.sh_degree:
+            threestudio.warn(
+                f"{path} has colours that depend on the view (SH degree {start.sh_degree}), which are cut to "
+                f"degree {self.cfg.sh_degree}. To keep them: system.geometry.sh_degree={start.sh_degree}."
+            )
         if len(start) > self.cloud.capacity:
             check_range(f"capacity (for {self.cfg.init})", self.cloud.capacity, low=len(start))
         self.cloud.assign(start)

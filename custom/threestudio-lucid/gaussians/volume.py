@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 
+from ..compiled import cached
 from .cloud import Gaussians, base_colors, opacities, scales
 
 # As in the rasterizer: a single Gaussian never hides everything.
@@ -106,7 +106,7 @@ def _rotations(quats: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
-@njit(cache=True)
+@cached()
 def _splat(means, whiten, reach, peak, colors, origin, cell, density, color):
     """Adds every Gaussian to `density`, and its colour times density to `color`."""
     nx, ny, nz = density.shape
@@ -134,7 +134,7 @@ def _splat(means, whiten, reach, peak, colors, origin, cell, density, color):
                         color[i, j, k, 2] += value * colors[n, 2]
 
 
-@njit(cache=True)
+@cached()
 def _march(density, direction, step, depth, least):
     """Sums densities along rays in one direction (trapezoids of `step`) and keeps the least sums."""
     nx, ny, nz = density.shape

@@ -31,7 +31,7 @@ from torch import Tensor
 from ..errors import UserError, check_choice, check_range, closest
 from . import folder as files
 from .cards import PRIORS_FOLDER, is_hub_id
-from .prior import Prior, _check_report, _loading, _quiet
+from .prior import Prior, _check_report, _loading, _quiet, in_own_precision
 from .stock import check_schedule
 from .trajectory import Model
 
@@ -167,7 +167,13 @@ class Control:
         denoised = 1.0 - tau / len(self.prior.schedule)
         return self.scale > 0.0 and self.cfg.start <= denoised <= self.cfg.end
 
+    @property
+    def device(self) -> torch.device:
+        """The prior's."""
+        return self.prior.device
+
     @torch.no_grad()
+    @in_own_precision
     def _features(
         self, x: Tensor, tau: int, embeddings: Tensor, picture: Tensor
     ) -> tuple[Sequence[Tensor], Tensor]:

@@ -63,21 +63,25 @@ class Replayed:
 class ReplayedWithGradient:
     """A function of one CUDA tensor with a gradient, from recordings of both passes.
 
-    An input that needs no gradient is computed as ever. One backward pass for each forward pass, before the
-    next forward pass with an input of this shape.
+    A recording holds one forward pass until its backward pass has been; another one of the same shape in the
+    meantime, or one of an input that needs no gradient, is computed as ever.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         self.function = function
         self._recordings: dict[tuple, Callable[[Tensor], Tensor]] = {}
+        self._held: set[tuple] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return self.function(x)
         key = (x.shape, x.stride(), x.dtype)
+        if key in self._held or not (x.requires_grad and torch.is_grad_enabled()):
+            return self.function(x)
         if key not in self._recordings:
-            sample = torch.randn_like(x).requires_grad_()
+            sample = torch.zeros_like(x).requires_grad_()
             self._recordings[key] = torch.cuda.make_graphed_callables(
                 self.function, (sample,), num_warmup_iters=WARM_UPS
             )
-        return self._recordings[key](x).clone()
+        value = self._recordings[key](x).clone()
+        self._held.add(key)
+        x.register_hook(lambda _: self._held.discard(key))
+        return value

@@ -12,6 +12,7 @@ text encoder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,17 @@ from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
 
 _SHARED: weakref.WeakValueDictionary[tuple, Prior] = weakref.WeakValueDictionary()
+
+
+def in_own_precision(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of something with a `device` that keeps its own dtype, whatever autocast the trainer is in."""
+
+    @functools.wraps(method)
+    def plain(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return plain
 
 
 class Prior:
@@ -88,13 +100,14 @@ class Prior:
         card = prior if isinstance(prior, Card) else find_card(prior)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = resolve_dtype(dtype or card.dtype, device)
-        key = (repr(card), str(device), dtype, adapters.fingerprint)
+        key = (repr(card), str(device), dtype, adapters.fingerprint, adapters.words)
         if (found := _SHARED.get(key)) is None:
             found = _SHARED[key] = cls(card, device, dtype, adapters)
         return found
 
     # --- the five calls -------------------------------------------------------------------------------------
 
+    @in_own_precision
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to latents [B, C, h, w], scaled; differentiable.
 
@@ -116,6 +129,7 @@ class Prior:
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
+    @in_own_precision
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] to images [B, 3, H, W] in [0, 1]."""
         latents = (latents / self.vae.config.scaling_factor).to(self.dtype, memory_format=torch.channels_last)
@@ -139,6 +153,7 @@ class Prior:
         return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
 
     @torch.no_grad()
+    @in_own_precision
     def predict(self, x: Tensor, tau: int, embeddings: Tensor, **residuals: Any) -> Tensor:
         """The network's raw output (noise or v) for noisy latents [B, C, h, w] at timestep `tau`.
 

@@ -36,9 +36,9 @@ def translate(
         the block, and what was left out.
 
     Raises:
-        UserError: the block has LoRA or learned words, which threestudio's classes do not load.
+        UserError: the block has LoRA, learned words or a ControlNet, which threestudio's classes do not load.
     """
-    for key in ("lora", "embeddings"):
+    for key in ("lora", "embeddings", "control"):
         if block.get(key) and key not in theirs:
             raise UserError(
                 f"system.guidance.{key} is not loaded by threestudio's own guidances. Use lucid-ism-guidance "

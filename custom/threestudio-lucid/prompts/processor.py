@@ -243,9 +243,10 @@ class LucidPromptProcessor(BaseObject):
             source_views=self._views(embeddings, "source ") if self.cfg.source_prompt else None,
         )
         threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
-        if adapters.words and without_words(self.prompts["plain"], adapters.words) == self.prompts["plain"]:
+        said = " ".join(self.prompts.get(name, "") for name in ("plain", "negative", "source"))
+        if adapters.words and without_words(said, adapters.words) == " ".join(said.split()):
             threestudio.warn(
-                f"The prompt says none of the words that were learned: {', '.join(adapters.words)}."
+                f"The prompts say none of the words that were learned: {', '.join(adapters.words)}."
             )
 
     def __call__(self) -> ViewPrompts:

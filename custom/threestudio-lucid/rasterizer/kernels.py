@@ -28,6 +28,7 @@ import math
 import numpy as np
 from numba import njit
 
+from ..compiled import cached
 from .constants import (
     ALPHA_MAX,
     ALPHA_MIN,
@@ -84,19 +85,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 def _kernel(signature: str):
     """Compiles for exactly one signature; runs without the interpreter lock; caches on disk if it can."""
-
-    def compile_(function):
-        options = {"nogil": True, "fastmath": FAST_MATH, "error_model": "numpy"}
-        try:
-            return njit(signature, cache=True, **options)(function)
-        except RuntimeError as error:
-            if "no locator available" not in str(error):
-                raise
-            return njit(signature, **options)(
-                function
-            )  # neither this folder nor the user's can be written to
-
-    return compile_
+    return cached(signature, nogil=True, fastmath=FAST_MATH, error_model="numpy")
 
 
 _inline = njit(fastmath=FAST_MATH, error_model="numpy")

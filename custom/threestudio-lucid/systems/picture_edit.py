@@ -63,10 +63,12 @@ class LucidPictureEditSystem(BaseSystem):
 
     def configure(self) -> None:
         # no weights are loaded here: only the size of the latents is needed
-        card = find_card(self.cfg.guidance.get("prior", "auto"))
-        if self.cfg.guidance.get("vae"):
-            card = replace(card, vae=self.cfg.guidance["vae"])
-        self.prior = Prior.load(card, get_device())
+        told = self.cfg.guidance
+        card = find_card(told.get("pretrained_model_name_or_path") or told.get("prior", "auto"))
+        if told.get("vae"):
+            card = replace(card, vae=told["vae"])
+        dtype = "float32" if told.get("half_precision_weights") is False else None
+        self.prior = Prior.load(card, get_device(), told.get("dtype") or dtype)
         shape = (1, self.prior.latent_channels, self.prior.latent_size, self.prior.latent_size)
         self.latents = torch.nn.Parameter(torch.zeros(shape))
         self.register_buffer("start", torch.zeros(shape))
