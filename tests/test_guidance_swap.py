@@ -11,6 +11,7 @@ from tiny import save_prior
 
 import threestudio
 from threestudio.utils.config import load_config
+from threestudio_lucid.errors import UserError
 from threestudio_lucid.guidance.swap import translate, weigh
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,12 @@ def test_what_both_know_stays_and_what_neither_knows_is_left_to_the_class():
 
 def test_null_leaves_theirs_its_default():
     assert translate({"min_step_percent": None}, {"min_step_percent"}, {"min_step_percent"}) == ({}, [])
+
+
+@pytest.mark.parametrize("key", ["lora", "embeddings", "control"])
+def test_what_theirs_cannot_do_is_refused(key):
+    with pytest.raises(UserError, match=rf"system\.guidance\.{key} is not loaded"):
+        translate({key: {"model": "mini"}}, {key}, {"min_step_percent"})
 
 
 def test_weights_of_losses():

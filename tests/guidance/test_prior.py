@@ -513,3 +513,17 @@ def test_an_autoencoder_without_a_file_is_refused(saved_priors, tmp_path, spoil)
 def test_an_autoencoder_that_is_nowhere_is_refused(saved_priors):
     with pytest.raises(UserError, match=r"system\.guidance\.vae is 'nobody/taesd'.*give a folder"):
         with_vae(saved_priors, "nobody/taesd")
+
+
+def test_the_trainers_precision_stays_outside(saved_priors):
+    """Lightning's 16-mixed and bf16-mixed put a training step under autocast."""
+    prior = load(saved_priors["kl"])
+    text = torch.zeros(2, 7, prior.unet.config.cross_attention_dim)
+
+    def values() -> list[torch.Tensor]:
+        return [prior.encode(images()), prior.decode(latents()), prior.predict(latents(), 500, text)]
+
+    expected = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = values()
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from threestudio_lucid.data.picture import Framing, read_picture
+from threestudio_lucid.data.picture import Framing, read_mask, read_picture
+from threestudio_lucid.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +125,21 @@ def test_pictures_are_read_as_people_see_them(tmp_path):
     assert read_picture(tmp_path / "b.jpg").shape == (6, 4, 3)
     Image.new("L", (3, 2), 51).save(tmp_path / "c.png")
     assert torch.allclose(read_picture(tmp_path / "c.png"), torch.tensor(0.2))
+
+
+def test_what_a_mask_does_not_show_stays(tmp_path):
+    """White on nothing, as paint programs save it."""
+    see_through = np.zeros((4, 6, 4), dtype=np.uint8)
+    see_through[:, 3:] = 255
+    Image.fromarray(see_through).save(tmp_path / "mask.png")
+    mask = read_mask(str(tmp_path / "mask.png"), None, 4, 6)
+    assert not mask[:, :3].any() and mask[:, 3:].all()
+
+
+def test_formats_that_are_programs_are_not_opened(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(UserError, match="is no picture"):
+        read_picture(tmp_path / "a.png")
 
 
 MISTAKES = {
