@@ -156,11 +156,11 @@ def count_pairs(scene: dict, render: Render) -> int:
     return int(counts.sum())
 
 
-def median_time(call: Callable[[], object], seconds: float) -> float:
-    """Median of as many calls as fit, at least three after one to warm up."""
+def median_time(call: Callable[[], object], seconds: float, least: int = 3) -> float:
+    """Median of as many calls as fit, at least `least` after one to warm up."""
     call()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+    while len(times) < least or (sum(times) < seconds and len(times) < 200):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
@@ -178,6 +178,19 @@ def time_passes(scene: dict, backend: str, seconds: float) -> tuple[float, float
         torch.autograd.backward(list(render[:3]), gradients, retain_graph=True)
 
     return median_time(lambda: rasterize(**inputs, backend=backend), seconds), median_time(backward, seconds)
+
+
+def time_both(scene: dict, backend: str, seconds: float, least: int) -> float:
+    """Median seconds of a forward pass and its backward pass. Nothing is kept in between: the plain back end
+    would keep every pair."""
+    leaves = ("means", "quats", "scales", "opacities", "colors")
+    inputs = scene | {name: scene[name].clone().requires_grad_() for name in leaves}
+
+    def both() -> None:
+        render = rasterize(**inputs, backend=backend)
+        torch.autograd.backward(list(render[:3]), [torch.ones_like(output) for output in render[:3]])
+
+    return median_time(both, seconds, least)
 
 
 @contextmanager
@@ -231,7 +244,7 @@ def measure(shapes: list[tuple[int, int, int, float]], seconds: float) -> list[d
 def against_reference(shape: tuple[int, int, int, float], seconds: float) -> dict:
     """Forward and backward of both back ends on one scene."""
     scene = make_scene(*shape)
-    plain, compiled = sum(time_passes(scene, "reference", 0)), sum(time_passes(scene, "cpu", seconds))
+    plain, compiled = time_both(scene, "reference", 0, least=1), time_both(scene, "cpu", seconds, least=3)
     return {
         "gaussians": shape[0], "pixels": shape[1], "views": shape[2],
         "reference_ms": 1e3 * plain, "cpu_ms": 1e3 * compiled, "ratio": plain / compiled,
