@@ -54,42 +54,15 @@ def rasterize(
     Raises:
         UserError: the package is not installed, the tensors are not on a CUDA device, or `eps2d` is not 0.3.
     """
-    if not is_installed():
-        raise UserError(
-            "backend is 'inria', and diff-gaussian-rasterization is not installed: install it from its "
-            "repository (graphdeco-inria/diff-gaussian-rasterization or a fork), or use backend='gsplat'."
-        )
-    if means.device.type != "cuda":
-        raise UserError(
-            f"backend is 'inria', which needs CUDA tensors, got {means.device}: use backend='cpu'."
-        )
-    if eps2d != EPS2D:
-        raise UserError(f"backend is 'inria', whose blur is {EPS2D}, got {eps2d:g}: use backend='gsplat'.")
+    _check(means.device, eps2d)
     if len(means) == 0:
         return reference.rasterize(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height,
             sh_degree=sh_degree, backgrounds=backgrounds, near=near, eps2d=eps2d,
         )  # fmt: skip
-    return _rasterize(
-        means.float(), quats.float(), scales.float(), opacities.float(), colors.float(), viewmats.float(),
-        Ks.float(), width, height, sh_degree, backgrounds.float(), near,
-    )  # fmt: skip
-
-
-def _rasterize(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    colors: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    sh_degree: int | None,
-    backgrounds: Tensor,
-    near: float,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    means, quats, scales, opacities, colors, viewmats, Ks, backgrounds = (
+        x.float() for x in (means, quats, scales, opacities, colors, viewmats, Ks, backgrounds)
+    )
     with torch.no_grad():
         means2d, depths, conics = project(means, quats, scales, viewmats, Ks, width, height, max(near, NEAR))
     # theirs carry no values: what reaches them is dL/d(pixel position), as the gradient of a leaf
@@ -112,6 +85,18 @@ def _rasterize(
     rgb, alpha, depth = (torch.stack(images) for images in zip(*pictures, strict=True))
     info = {"means2d": means2d, "depths": depths, "conics": conics, "radii": torch.stack(radii)}
     return rgb, alpha, depth, info
+
+
+def _check(device: torch.device, eps2d: float) -> None:
+    if not is_installed():
+        raise UserError(
+            "backend is 'inria', and diff-gaussian-rasterization is not installed: install it from its "
+            "repository (graphdeco-inria/diff-gaussian-rasterization or a fork), or use backend='gsplat'."
+        )
+    if device.type != "cuda":
+        raise UserError(f"backend is 'inria', which needs CUDA tensors, got {device}: use backend='cpu'.")
+    if eps2d != EPS2D:
+        raise UserError(f"backend is 'inria', whose blur is {EPS2D}, got {eps2d:g}: use backend='gsplat'.")
 
 
 def _ndc(means2d: Tensor, width: int, height: int) -> Tensor:
