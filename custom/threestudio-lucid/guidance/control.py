@@ -31,7 +31,7 @@ from torch import Tensor
 from ..errors import UserError, check_choice, check_range, closest
 from . import folder as files
 from .cards import PRIORS_FOLDER, is_hub_id
-from .prior import Prior, _check_report, _loading, _quiet, in_own_precision
+from .prior import Prior, check_report, in_own_precision, loading, quiet
 from .stock import check_schedule
 from .trajectory import Model
 
@@ -317,7 +317,7 @@ def _plain(value: Any) -> Any:
 def _load(folder: Path, prior: Prior) -> Any:
     from diffusers import ControlNetModel
 
-    with _quiet(), _loading(folder):
+    with quiet(), loading(folder):
         net, report = ControlNetModel.from_pretrained(
             folder,
             local_files_only=True,
@@ -325,5 +325,5 @@ def _load(folder: Path, prior: Prior) -> Any:
             output_loading_info=True,
             torch_dtype=prior.dtype,
         )
-        _check_report(folder, report)
+        check_report(folder, report)
     return net.to(prior.device).eval().requires_grad_(False)

@@ -187,7 +187,7 @@ class Prior:
         from diffusers import DDIMScheduler
 
         config = files.read_config(self.configs, "scheduler")
-        with _quiet(), _loading(self.configs / "scheduler"):
+        with quiet(), loading(self.configs / "scheduler"):
             scheduler = DDIMScheduler.from_config(config)
         prediction_type = self.card.prediction_type or scheduler.config.prediction_type
         if prediction_type not in PREDICTION_TYPES:
@@ -216,7 +216,7 @@ class Prior:
         # LoRA is added in float32, and the sum rounded
         dtype = torch.float32 if self.adapters.loras else self.dtype
         unet = self._component("unet", UNet2DConditionModel, dtype)
-        with _quiet():
+        with quiet():
             merge_loras(unet, "unet", self.adapters.loras, self.card.name)
             return unet.to(dtype=self.dtype, memory_format=self._unet_layout)
 
@@ -239,10 +239,10 @@ class Prior:
         """CLIPTokenizer and CLIPTextModel."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        with _quiet(), _loading(self.configs):
+        with quiet(), loading(self.configs):
             tokenizer = CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
         encoder = self._component("text_encoder", CLIPTextModel, torch.float32)
-        with _quiet():
+        with quiet():
             merge_loras(encoder, "text_encoder", self.adapters.loras, self.card.name)
             add_words(tokenizer, encoder, self.adapters.embeddings, self.card.name)
         return tokenizer, encoder
@@ -316,7 +316,7 @@ class Prior:
         """
         from_file = self.single_file if folder is None else None
         folder = folder or self.source / name
-        with _quiet(), _loading(from_file or folder):
+        with quiet(), loading(from_file or folder):
             if from_file:
                 model = self._from_single_file(name, cls).to(dtype)
             else:
@@ -331,7 +331,7 @@ class Prior:
                     output_loading_info=True,
                     **options,
                 )
-                _check_report(folder, report)
+                check_report(folder, report)
             return model.to(self.device).eval().requires_grad_(False)
 
     def _from_single_file(self, name: str, cls: type) -> Any:
@@ -423,7 +423,7 @@ def _config_folder(card: Card) -> Path:
     return path if path.is_dir() else files.fetch(card.config, weights=False)
 
 
-def _check_report(folder: Path, report: dict) -> None:
+def check_report(folder: Path, report: dict) -> None:
     """Nothing that the architecture needs may be missing from the weights."""
     wrong = [
         key for kind in ("missing_keys", "mismatched_keys", "error_msgs") for key in report.get(kind, ())
@@ -438,7 +438,7 @@ def _check_report(folder: Path, report: dict) -> None:
 
 
 @contextlib.contextmanager
-def _loading(path: Path) -> Iterator[None]:
+def loading(path: Path) -> Iterator[None]:
     """Turns what diffusers and transformers raise about bad files into one message."""
     try:
         yield
@@ -453,7 +453,7 @@ def _loading(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, advice or reports from the model libraries while loading."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
