@@ -78,7 +78,7 @@ class LucidGuidance(BaseObject):
         compile: bool = False
         """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
         cuda_graphs: bool = True
-        """On CUDA, launch each network's kernels as one; what they compute stays the same."""
+        """On CUDA, launch each network's kernels as one; on a CPU in bfloat16, record the denoiser's."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
 from . import folder as files
@@ -31,6 +31,7 @@ from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, spell_out
 from .graphs import Replayed, ReplayedWithGradient
 from .lora import merge_loras
+from .recorded import Recorded, pays_off
 from .schedule import PREDICTION_TYPES, NoiseSchedule
 from .trajectory import x0_and_eps
 
@@ -75,7 +76,7 @@ class Prior:
         unet = files.read_config(self.configs, "unet")
         self.latent_channels: int = unet.get("in_channels", 4)
         self.latent_size: int = card.latent_size
-        self._compiled = self._replays = False
+        self._compiled = self._replays = self._records = False
         self._check_sizes(unet)
 
     @classmethod
@@ -254,24 +255,29 @@ class Prior:
 
         Args:
             compiled: through torch.compile: a minute or two when first called.
-            graphs: on CUDA, as one launch each (see `graphs`).
+            graphs: on CUDA, as one launch each (see `graphs`); in bfloat16 on a CPU that has instructions for
+                it, the denoiser as a list of operators (see `recorded`).
         """
+        before = self._compiled, self._replays, self._records
         if compiled and not self._compiled:
             self._compiled = True
             self.unet.compile(dynamic=False)
             self.vae.encoder.compile(dynamic=False)
         self._replays = graphs and self.device.type == "cuda"
-        for name in ("_denoiser", "_encoder"):
-            self.__dict__.pop(name, None)
+        in_bfloat16 = self.device.type == "cpu" and self.dtype == torch.bfloat16 and _cpu_has_bfloat16()
+        # compiled, it is such a list already; in float32 nearly all of its time is arithmetic
+        self._records = graphs and in_bfloat16 and not self._compiled and pays_off(self.unet)
+        if (self._compiled, self._replays, self._records) != before:
+            for name in ("_denoiser", "_encoder"):
+                self.__dict__.pop(name, None)
 
     @cached_property
     def _denoiser(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Noisy latents, timesteps [B] and embeddings to the raw output."""
-
-        def denoise(x: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-            return self.unet(x, timesteps, embeddings, return_dict=False)[0]
-
-        return Replayed(denoise) if self._replays else denoise
+        denoise = _Denoiser(self.unet)
+        if self._replays:
+            return Replayed(denoise)
+        return Recorded(denoise) if self._records else denoise
 
     @cached_property
     def _encoder(self) -> Callable[[Tensor], Tensor]:
@@ -368,6 +374,17 @@ class Prior:
                 f"The card of prior {self.card.name!r} says image_size {self.card.image_size} and "
                 f"latent_size {self.card.latent_size}, but its VAE makes {size} of that. Correct the card."
             )
+
+
+class _Denoiser(nn.Module):
+    """A UNet2DConditionModel from three tensors to one."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        return self.unet(x, timesteps, embeddings, return_dict=False)[0]
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
