@@ -1,5 +1,6 @@
 """The training loop: it converges, repeats itself, survives interruption, and says what is wrong."""
 
+import csv
 import json
 
 import numpy as np
@@ -42,6 +43,14 @@ def test_metrics_tell_the_run(finished):
     assert metrics["gaussians"] == len(read_ply(finished / "save/it12.ply"))
     assert metrics["density"]["cloned"] + metrics["density"]["split"] > 0
     assert set(metrics["losses"]) == {"loss", "loss_sds", "loss_tv", "loss_scale"}
+
+
+def test_every_nth_step_is_logged(tmp_path):
+    trial = launch(toy_config(tmp_path), tmp_path, "trainer.log_every_n_steps=5")
+    with (trial / "csv_logs/version_0/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss_sds"]]
+    assert [row["step"] for row in rows] == ["4", "9"]  # counted from 0
+    assert all(float(row["train/gaussians"]) > 0 and float(row["train/loss"]) > 0 for row in rows)
 
 
 def test_learns(tmp_path):

@@ -169,7 +169,9 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         logs["gaussians"] = self.geometry.cloud.n.float()
-        self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
+        every = self.trainer.log_every_n_steps
+        if every and (step + 1) % every == 0:  # what Lightning is given in between goes nowhere, slowly
+            self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
 
     def _loss(
         self, out: dict[str, Any], batch: dict[str, Any], show_disparity: bool
