@@ -63,7 +63,7 @@ def _tight_loop(start, stop, repeats, scratch):
                     T = tile[i + P0]
                     w = a * T
                     after = T - w
-                    stops = after < f32(-1)
+                    stops = after < kernels.F_T_MIN
                     w = f32(0) if stops else w
                     tile[i + P0] = -abs(T) if stops else after
                     tile[i + P1] += w * f32(0.5)

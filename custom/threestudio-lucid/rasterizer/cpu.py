@@ -59,8 +59,9 @@ def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 def _projected(
     means: Tensor, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor
 ) -> list[np.ndarray]:
-    """What the projection kernels read: float32, but cameras in float64."""
+    """What the projection kernels read: float32, but cameras in float64; scales [B or 1, N, 3]."""
     cameras = (_array(tensor, torch.float64) for tensor in (viewmats, Ks))
+    scales = scales if scales.dim() == 3 else scales[None]
     return [*(_array(tensor) for tensor in (means, quats, scales)), *cameras]
 
 
@@ -97,13 +98,14 @@ class _Project(torch.autograd.Function):
         ctx: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor
     ) -> tuple[Tensor | None, ...]:
         *inputs, conics = ctx.saved_tensors
-        count = len(inputs[0])
-        grads = _empty(count, 3), _empty(count, 4), _empty(count, 3)
+        projected = _projected(*inputs)
+        grads = [np.empty_like(array) for array in projected[:3]]  # means, quats, scales
         cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
         threads.run(
-            _kernels().project_backward, count, *_projected(*inputs), *ctx.size, _array(conics), *cotangents,
+            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _array(conics), *cotangents,
             *grads, grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
+        grads[2] = grads[2].reshape(inputs[2].shape)
         return *_tensors(v_means2d, *grads), *[None] * 6
 
 

@@ -110,6 +110,13 @@ def _rotation(quats, n):
 
 
 @_inline
+def _scales(scales, v, n):
+    """Scales of a Gaussian in a view, of [B or 1, N, 3]."""
+    v = min(v, scales.shape[0] - 1)
+    return f64(scales[v, n, 0]), f64(scales[v, n, 1]), f64(scales[v, n, 2])
+
+
+@_inline
 def _to_camera(viewmats, v, x, y, z):
     """Camera coordinates of a world point."""
     return (
@@ -155,17 +162,17 @@ def _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z):
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
     "i8, i8, f8, f8, f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
 ):
-    """projection.project, for Gaussians start <= n < stop in all views."""
+    """projection.project, for Gaussians start <= n < stop in all views; scales [B or 1, N, 3]."""
     for n in range(start, stop):
         rotation, _, _ = _rotation(quats, n)
-        sx, sy, sz = f64(scales[n, 0]), f64(scales[n, 1]), f64(scales[n, 2])
         for v in range(viewmats.shape[0]):
+            sx, sy, sz = _scales(scales, v, n)
             x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
             depths[v, n] = z
             means2d[v, n, 0] = 0.0
@@ -193,9 +200,9 @@ def project_forward(
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
     "i8, i8, f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,::1],"
-    "f4[:,::1], f4[:,::1], f4[:,::1])"
+    "f4[:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def project_backward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, conics, v_means2d, v_depths, v_conics,
@@ -204,11 +211,13 @@ def project_backward(
     """Gradients of `project_forward`, summed over the views in order."""
     for n in range(start, stop):
         r, quat, length = _rotation(quats, n)
-        sx, sy, sz = f64(scales[n, 0]), f64(scales[n, 1]), f64(scales[n, 2])
         gx, gy, gz = 0.0, 0.0, 0.0  # dL/dmean
-        # dL/d(R S): nine scalars, row by row
+        # dL/dR: nine scalars, row by row
         m00, m01, m02, m10, m11, m12, m20, m21, m22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for v in range(scales.shape[0]):
+            v_scales[v, n, 0], v_scales[v, n, 1], v_scales[v, n, 2] = ZERO, ZERO, ZERO
         for v in range(viewmats.shape[0]):
+            sx, sy, sz = _scales(scales, v, n)
             v_u, v_v, v_z = f64(v_means2d[v, n, 0]), f64(v_means2d[v, n, 1]), f64(v_depths[v, n])
             v_a, v_b, v_c = f64(v_conics[v, n, 0]), f64(v_conics[v, n, 1]), f64(v_conics[v, n, 2])
             a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
@@ -237,7 +246,14 @@ def project_backward(
                     2 * (v_xy * p0[2] + v_yy * p1[2]),
                 )
 
-                # 3. p = (J W) (R S):  to R S, and to J W (k0, k1)
+                # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
+                own = min(v, scales.shape[0] - 1)
+                for axis in range(3):
+                    along_0 = j0[0] * r[axis] + j0[1] * r[3 + axis] + j0[2] * r[6 + axis]
+                    along_1 = j1[0] * r[axis] + j1[1] * r[3 + axis] + j1[2] * r[6 + axis]
+                    v_scales[own, n, axis] += q0[axis] * along_0 + q1[axis] * along_1
+                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
+                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
                 m00 += j0[0] * q0[0] + j1[0] * q1[0]
                 m01 += j0[0] * q0[1] + j1[0] * q1[1]
                 m02 += j0[0] * q0[2] + j1[0] * q1[2]
@@ -247,8 +263,6 @@ def project_backward(
                 m20 += j0[2] * q0[0] + j1[2] * q1[0]
                 m21 += j0[2] * q0[1] + j1[2] * q1[1]
                 m22 += j0[2] * q0[2] + j1[2] * q1[2]
-                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
-                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
                 k0 = (
                     q0[0] * r[0] + q0[1] * r[1] + q0[2] * r[2],
                     q0[0] * r[3] + q0[1] * r[4] + q0[2] * r[5],
@@ -281,14 +295,8 @@ def project_backward(
             gz += viewmats[v, 0, 2] * v_x + viewmats[v, 1, 2] * v_y + viewmats[v, 2, 2] * v_z
 
         v_means[n, 0], v_means[n, 1], v_means[n, 2] = gx, gy, gz
-        v_scales[n, 0] = m00 * r[0] + m10 * r[3] + m20 * r[6]
-        v_scales[n, 1] = m01 * r[1] + m11 * r[4] + m21 * r[7]
-        v_scales[n, 2] = m02 * r[2] + m12 * r[5] + m22 * r[8]
 
         # 7. R of the unit quaternion, then the normalisation
-        m00, m10, m20 = m00 * sx, m10 * sx, m20 * sx
-        m01, m11, m21 = m01 * sy, m11 * sy, m21 * sy
-        m02, m12, m22 = m02 * sz, m12 * sz, m22 * sz
         w, x, y, z = quat
         v_qw = 2 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
         v_qx = 2 * (-2 * x * (m11 + m22) + y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12))

@@ -258,12 +258,11 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             cloud.logit_opacities.grad = None
 
     def _gather(self, rendered: list) -> None:
-        views = [(*screen, width, height) for screens, width, height in rendered for screen in screens]
         if self.density.last_view_only:
-            means2d, radii, width, height = views[-1]
+            (means2d, radii), width, height = rendered[-1]
             self.geometry.gather_density(means2d.grad[-1:], radii[-1:], width, height)
             return
-        for means2d, radii, width, height in views:
+        for (means2d, radii), width, height in rendered:
             self.geometry.gather_density(means2d.grad, radii, width, height)
 
     def _sum_over_processes(self, *tensors: Tensor) -> None:
