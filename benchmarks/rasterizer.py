@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import FOLDER, print_machine, write
-from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, threads
+from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, simd, threads
 from toybox import page
 
 f32 = np.float32
@@ -46,30 +46,28 @@ REFERENCE_FULL = (5_000, 128, 1, 0.02)  # the plain back end needs more than 24 
 @kernels._kernel("void(i8, i8, i8, f4[:,::1])")
 def _tight_loop(start, stop, repeats, scratch):
     """The forward pass's innermost loop and nothing else, on one tile that stays in the cache."""
-    P0, P1, P2, P3, P4 = kernels.P0, kernels.P1, kernels.P2, kernels.P3, kernels.P4
+    step = f32(kernels.BLOCK_W)
     for piece in range(start, stop):
         tile = scratch[piece]
         for repeat in range(repeats):
-            for chunk in range(kernels.TILE_PIXELS // kernels.LANES):
-                base = np.uint64(chunk * kernels.LANES)
-                dx0 = f32(chunk - 16 - repeat % 3)
-                for lane in range(kernels.LANES):
-                    i = base + np.uint64(lane)
-                    dx = dx0 + f32(lane)
-                    t = f32(-7.5) - dx * (f32(1e-4) * dx + f32(1e-4))
-                    a = kernels._exp2(t if t > kernels.F_LOG2_ALPHA_MIN else kernels.F_LOG2_ALPHA_MIN)
-                    a = a if a < kernels.F_ALPHA_MAX else kernels.F_ALPHA_MAX
-                    a = a if t >= kernels.F_LOG2_ALPHA_MIN else f32(0)
-                    T = tile[i + P0]
-                    w = a * T
-                    after = T - w
-                    stops = after < kernels.F_T_MIN
-                    w = f32(0) if stops else w
-                    tile[i + P0] = -abs(T) if stops else after
-                    tile[i + P1] += w * f32(0.5)
-                    tile[i + P2] += w * f32(0.4)
-                    tile[i + P3] += w * f32(0.3)
-                    tile[i + P4] += w * f32(0.2)
+            dx = simd.spread(f32(-16 - repeat % 3))
+            for block in range(kernels.TILE_BLOCKS):
+                i = block * kernels.FORWARD
+                t = f32(-7.5) - dx * (f32(1e-4) * dx + f32(1e-4))
+                a = simd.exp2(simd.maximum(t, kernels.F_LOG2_ALPHA_MIN))
+                a = simd.minimum(a, kernels.F_ALPHA_MAX)
+                a = simd.select(t >= kernels.F_LOG2_ALPHA_MIN, a, f32(0))
+                T = simd.load(tile, i)
+                w = a * T
+                after = T - w
+                stops = after < kernels.F_T_MIN
+                w = simd.select(stops, f32(0), w)
+                simd.store(tile, i, simd.select(stops, f32(0) - simd.absolute(T), after))
+                simd.store(tile, i + kernels.V1, simd.load(tile, i + kernels.V1) + w * f32(0.5))
+                simd.store(tile, i + kernels.V2, simd.load(tile, i + kernels.V2) + w * f32(0.4))
+                simd.store(tile, i + kernels.V3, simd.load(tile, i + kernels.V3) + w * f32(0.3))
+                simd.store(tile, i + kernels.V4, simd.load(tile, i + kernels.V4) + w * f32(0.2))
+                dx = dx + step
 
 
 @kernels._kernel("void(i8, i8, f4[:,::1], f4[:,::1], f4[::1], i8, i8, i8[::1])")
@@ -117,10 +115,10 @@ def make_scene(num: int, size: int, views: int, scale: float) -> dict[str, Tenso
     }
 
 
-@kernels._kernel("void(i8, i8, i8[::1], i4[::1], f4[:,::1], i8, i8, i8, i8[::1])")
+@kernels._kernel("void(i8, i8, i8[::1], i4[::1], f4[::1], i8, i8, i8, i8[::1])")
 def _count_visited(start, stop, tile_starts, entry_splats, records, height, tiles_x, tiles_y, counts):
     """counts[tile]: pixels that compositing looks at if nothing stops early."""
-    batch, spans = np.empty((1, kernels.RECORD), np.float32), np.empty((1, 3), np.int64)
+    batch, spans = np.empty(kernels.RECORD, np.float32), np.empty(kernels.SPAN, np.int32)
     for tile in range(start, stop):
         counts[tile] = 0
         x0 = f32(tile % tiles_x * kernels.TILE_W)
@@ -128,7 +126,9 @@ def _count_visited(start, stop, tile_starts, entry_splats, records, height, tile
         rows = f32(min(kernels.TILE_H, height - y0))
         for entry in range(tile_starts[tile], tile_starts[tile + 1]):
             kernels._load_batch(records, entry_splats, entry, entry + 1, x0, f32(y0), rows, batch, spans)
-            counts[tile] += (spans[0, 1] - spans[0, 0]) * spans[0, 2] * kernels.LANES
+            for row in range(spans[0], spans[1]):
+                blocks = spans[2 + kernels.BLOCK_ROWS + row] - spans[2 + row]
+                counts[tile] += max(blocks, 0) * kernels.LANES
 
 
 def count_visited(scene: dict, render: Render) -> int:
@@ -139,8 +139,8 @@ def count_visited(scene: dict, render: Render) -> int:
     counts = np.empty(bins.num_tiles, np.int64)
     _, height, tiles_x, tiles_y = bins.shape
     threads.run(
-        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records, height, tiles_x,
-        tiles_y, counts,
+        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), height,
+        tiles_x, tiles_y, counts,
     )  # fmt: skip
     return int(counts.sum())
 
@@ -214,7 +214,7 @@ def stages() -> Iterator[dict[str, float]]:
 def roofline() -> float:
     """Exp-and-blend steps per second, all threads."""
     count = torch.get_num_threads()
-    scratch = np.ones((count, 8 * kernels.PLANE), np.float32)
+    scratch = np.ones((count, kernels.TILE_BLOCKS * kernels.FORWARD), np.float32)
     repeats = 4000
     seconds = median_time(lambda: threads.run(_tight_loop, count, repeats, scratch), 0.5)
     return count * repeats * kernels.TILE_PIXELS / seconds
