@@ -166,12 +166,13 @@ class _Bins:
         # 1. what each splat needs, and which tiles it touches; in parts, so that threads can share one view
         parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
         splats = views * count
+        log_opacities = np.log2(np.maximum(opacities, np.float32(1e-30)))
         self.records, touched = _empty(splats, kernels.RECORD), np.empty((splats, 6), np.int32)
         self.radii, pair_counts = np.empty((views, count), np.int32), np.empty(splats, np.int64)
         tile_counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
         threads.run(
-            kernels.make_records, views * parts, means2d, depths, conics, opacities, colors, width, height,
-            tiles_x, self.records, touched, self.radii, pair_counts, tile_counts,
+            kernels.make_records, views * parts, means2d, depths, conics, log_opacities, colors, width,
+            height, tiles_x, self.records, touched, self.radii, pair_counts, tile_counts,
         )  # fmt: skip
         self.pair_offsets = np.zeros(splats + 1, np.int64)
         np.cumsum(pair_counts, out=self.pair_offsets[1:])
@@ -187,15 +188,16 @@ class _Bins:
         np.cumsum(tile_counts.transpose(0, 2, 1), out=by_tile[1:])
         self.tile_starts = np.ascontiguousarray(by_tile[::parts])
         places = by_tile[:-1].reshape(views, -1, parts).transpose(0, 2, 1).copy()
-        self.entry_splats, self.entry_pairs = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
+        entries = np.empty((pairs, 3), np.uint32)
         threads.run(
             kernels.fill_tiles, views * parts, self.records, touched, self.pair_offsets, width, height,
-            tiles_x, places, self.entry_splats, self.entry_pairs,
+            tiles_x, places, entries,
         )  # fmt: skip
 
         # 3. and each tile by depth
+        self.entry_splats, self.entry_pairs = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
         threads.run(
-            kernels.sort_tiles, self.num_tiles, self.tile_starts, self.records, self.entry_splats,
+            kernels.sort_tiles, self.num_tiles, self.tile_starts, entries, self.entry_splats,
             self.entry_pairs, pieces=3,
         )  # fmt: skip
 

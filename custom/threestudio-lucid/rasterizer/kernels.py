@@ -8,7 +8,7 @@ Notation (with that of projection.py):
     B views, N Gaussians, a splat g = view * N + Gaussian
     tile        a block of TILE_W x TILE_H pixels; tiles are numbered view by view, row by row
     pair p      one splat on one tile; the pairs of splat g are pair_offsets[g] ... pair_offsets[g + 1] - 1
-    entries     the same pairs, listed tile by tile, nearest first: (splat, pair) numbers
+    entries     the same pairs, listed tile by tile, in the end nearest first: (splat, pair) numbers
     f4[:, ::1]  in a signature: a C-contiguous array [., .] of 4-byte floats; i8: an 8-byte integer
     log alpha   log2(opacity) - (A dx^2 + B dx dy + C dy^2), (A, B, C) = log2(e) (a / 2, b, c / 2)
 
@@ -59,7 +59,7 @@ from .simd import (
     total,
 )
 
-f32, f64 = np.float32, np.float64
+f32, f64, u32 = np.float32, np.float64, np.uint32
 
 TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
@@ -487,7 +487,7 @@ def _columns(records, touched, splat, tile_row, width, height):
     "f4[:,::1], i4[:,::1], i4[:,::1], i8[::1], i8[:,:,::1])"
 )
 def make_records(
-    start, stop, means2d, depths, conics, opacities, colors, width, height, tiles_x,
+    start, stop, means2d, depths, conics, log_opacities, colors, width, height, tiles_x,
     records, touched, radii, pair_counts, tile_counts,
 ):  # fmt: skip
     """Records and radii (see projection.compute_radii) of the splats, and which tiles they touch.
@@ -499,7 +499,7 @@ def make_records(
             most two.
         pair_counts: [B N], numbers of tiles. tile_counts: [view, part, tile], numbers of splats.
     """
-    count, parts = opacities.shape[0], tile_counts.shape[1]
+    count, parts = log_opacities.shape[0], tile_counts.shape[1]
     for item in range(start, stop):
         v, part = item // parts, item % parts
         own = min(v, colors.shape[0] - 1)
@@ -508,19 +508,18 @@ def make_records(
             g = v * count + n
             radii[v, n] = 0
             pair_counts[g] = 0
-            opacity = f64(opacities[n])
             a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
             determinant = a * c - b * b
-            if not (a > 0.0 and determinant > 0.0 and opacity >= ALPHA_MIN):
+            reach = (2 / LOG2_E) * (f64(log_opacities[n]) - LOG2_ALPHA_MIN)
+            if not (a > 0.0 and determinant > 0.0 and reach >= 0.0):
                 continue
             x, y = f64(means2d[v, n, 0]), f64(means2d[v, n, 1])
-            log_opacity = math.log2(opacity)
-            reach = 2 * (log_opacity - LOG2_ALPHA_MIN) / LOG2_E
-            half_x, half_y = math.sqrt(reach * c / determinant), math.sqrt(reach * a / determinant)
+            inverse, inverse_a = 1 / determinant, 1 / a
+            half_x, half_y = math.sqrt(reach * c * inverse), math.sqrt(reach * a * inverse)
             if x + half_x < 0.5 or x - half_x > width - 0.5 or y + half_y < 0.5 or y - half_y > height - 0.5:
                 continue
-            largest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) / determinant
-            radii[v, n] = int(min(max(math.ceil(math.sqrt(reach * largest)), 1.0), 2.0**30))
+            longest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) * inverse
+            radii[v, n] = int(min(max(math.ceil(math.sqrt(reach * longest)), 1.0), 2.0**30))
 
             records[g, REC_X], records[g, REC_Y] = x, y
             records[g, REC_A], records[g, REC_B], records[g, REC_C] = (
@@ -528,12 +527,12 @@ def make_records(
                 LOG2_E * b,
                 LOG2_E * c / 2,
             )
-            records[g, REC_LOG_OPACITY] = log_opacity
+            records[g, REC_LOG_OPACITY] = log_opacities[n]
             records[g, REC_R], records[g, REC_G] = colors[own, n, 0], colors[own, n, 1]
             records[g, REC_BLUE], records[g, REC_Z] = colors[own, n, 2], depths[v, n]
-            records[g, REC_SHEAR] = b / a
-            records[g, REC_HALF2] = reach / a * SPAN_SLACK
-            records[g, REC_TAPER] = determinant / (a * a)
+            records[g, REC_SHEAR] = b * inverse_a
+            records[g, REC_HALF2] = reach * inverse_a * SPAN_SLACK
+            records[g, REC_TAPER] = determinant * (inverse_a * inverse_a)
             records[g, REC_HALF_H] = half_y * SPAN_SLACK
 
             half_x, half_y = half_x * SPAN_SLACK, half_y * SPAN_SLACK
@@ -555,10 +554,8 @@ def make_records(
             pair_counts[g] = pairs
 
 
-@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1], i4[::1], i4[::1])")
-def fill_tiles(
-    start, stop, records, touched, pair_offsets, width, height, tiles_x, places, entry_splats, entry_pairs
-):
+@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
+def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles_x, places, entries):
     """Lists the entries of every tile, in the order of the Gaussians.
 
     Items as in `make_records`; places[view, part, tile]: where the entries of a part in a tile start, which
@@ -566,62 +563,68 @@ def fill_tiles(
     """
     parts = places.shape[1]
     count = records.shape[0] // places.shape[0]
+    bits = records.view(np.uint32)
     for item in range(start, stop):
         v, part = item // parts, item % parts
         for g in range(v * count + count * part // parts, v * count + count * (part + 1) // parts):
             pair = pair_offsets[g]
             if pair == pair_offsets[g + 1]:
                 continue
+            key = bits[g, REC_Z]
             for tile_row in range(touched[g, 0], touched[g, 1]):
                 left, right = _columns(records, touched, g, tile_row, width, height)
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
                     place = places[v, part, tile]
-                    entry_splats[place] = g
-                    entry_pairs[place] = pair
+                    entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
                     places[v, part, tile] = place + 1
                     pair += 1
 
 
-@_kernel("void(i8, i8, i8[::1], f4[:,::1], i4[::1], i4[::1])")
-def sort_tiles(start, stop, tile_starts, records, entry_splats, entry_pairs):
-    """Brings the entries of the tiles start <= tile < stop into depth order, nearest first.
+@_inline
+def _by_digit(source, source_start, target, target_start, count, shift, ends, digit):
+    """One pass of the radix sort: `count` rows to where ends[digit] says that their digits come."""
+    for i in range(source_start, source_start + count):
+        bucket = (source[i, 0] >> shift) & u32(255)
+        to = target_start + ends[digit, bucket]
+        target[to, 0], target[to, 1], target[to, 2] = source[i, 0], source[i, 1], source[i, 2]
+        ends[digit, bucket] += 1
+
+
+@_kernel("void(i8, i8, i8[::1], u4[:,::1], i4[::1], i4[::1])")
+def sort_tiles(start, stop, tile_starts, entries, entry_splats, entry_pairs):
+    """The entries of the tiles start <= tile < stop in depth order, nearest first, as splats and pairs.
 
     Ties keep the order of the Gaussians. Radix sort by the bits of the depth, which for positive floats sort
-    like the numbers; a byte that all depths share is passed over.
+    like the numbers; a byte that all depths share is passed over. Leaves `entries` in disorder.
     """
     longest = 0
     for tile in range(start, stop):
         longest = max(longest, tile_starts[tile + 1] - tile_starts[tile])
-    table = np.empty((2, longest, 3), np.uint32)  # key, splat and pair of each entry; the same, sorted anew
-    depth = np.empty(1, np.float32)
-    bits = depth.view(np.uint32)
+    swap = np.empty((longest, 3), np.uint32)
     ends = np.empty((4, 257), np.int64)
     for tile in range(start, stop):
         begin, count = tile_starts[tile], tile_starts[tile + 1] - tile_starts[tile]
         ends[:] = 0
-        here = 0
-        for i in range(count):
-            splat = entry_splats[begin + i]
-            depth[0] = records[splat, REC_Z]
-            key = bits[0]
-            table[0, i, 0], table[0, i, 1], table[0, i, 2] = key, splat, entry_pairs[begin + i]
+        for i in range(begin, begin + count):
             for digit in range(4):
-                ends[digit, ((key >> np.uint32(8 * digit)) & np.uint32(255)) + 1] += 1
+                ends[digit, ((entries[i, 0] >> u32(8 * digit)) & u32(255)) + 1] += 1
+        swapped = False
         for digit in range(4):
-            shift = np.uint32(8 * digit)
-            if count == 0 or ends[digit, ((table[here, 0, 0] >> shift) & np.uint32(255)) + 1] == count:
+            shift = u32(8 * digit)
+            if count == 0 or ends[digit, ((entries[begin, 0] >> shift) & u32(255)) + 1] == count:
                 continue
             for k in range(256):
                 ends[digit, k + 1] += ends[digit, k]
-            for i in range(count):
-                bucket = (table[here, i, 0] >> shift) & np.uint32(255)
-                to = ends[digit, bucket]
-                for k in range(3):
-                    table[1 - here, to, k] = table[here, i, k]
-                ends[digit, bucket] = to + 1
-            here = 1 - here
+            if swapped:
+                _by_digit(swap, 0, entries, begin, count, shift, ends, digit)
+            else:
+                _by_digit(entries, begin, swap, 0, count, shift, ends, digit)
+            swapped = not swapped
         for i in range(count):
-            entry_splats[begin + i], entry_pairs[begin + i] = table[here, i, 1], table[here, i, 2]
+            if swapped:
+                entry_splats[begin + i], entry_pairs[begin + i] = swap[i, 1], swap[i, 2]
+            else:
+                entry_splats[begin + i], entry_pairs[begin + i] = entries[begin + i, 1], entries[begin + i, 2]
 
 
 # --- compositing ----------------------------------------------------------------------------------

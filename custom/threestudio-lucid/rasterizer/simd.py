@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 8  # one register of AVX, two of NEON or SSE
 
@@ -70,13 +69,12 @@ def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def _operator(function: Any, result: types.Type, emit: Any) -> None:
-    """Teaches numba what `function` does with vectors, and with a vector and a float32."""
+    """Teaches numba what `function` does with two vectors, or with a vector and a float32."""
     pairs = [(floats, floats), (floats, types.float32), (types.float32, floats)]
 
-    class Template(ConcreteTemplate):
-        cases = [signature(result, *pair) for pair in pairs]
-
-    infer_global(function)(Template)
+    @type_callable(function)
+    def type_(context: Any) -> Any:
+        return lambda a, b: result if (a, b) in pairs else None
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
         return emit(builder, *(_spread(builder, arg) for arg in args))
@@ -93,24 +91,20 @@ def _comparison(sign: str) -> Any:
     return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
 
 
-for _function, _name in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operator(_function, floats, _arithmetic(_name))
-for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">=")):
-    _operator(_function, mask, _comparison(_sign))
-
-# `v += w` of a value that cannot be changed in place is `v = v + w`
-for _function, _name in ((operator.iadd, "fadd"), (operator.isub, "fsub"), (operator.imul, "fmul")):
-    _operator(_function, floats, _arithmetic(_name))
+_operator(operator.add, floats, _arithmetic("fadd"))
+_operator(operator.sub, floats, _arithmetic("fsub"))
+_operator(operator.mul, floats, _arithmetic("fmul"))
+_operator(operator.truediv, floats, _arithmetic("fdiv"))
+_operator(operator.iadd, floats, _arithmetic("fadd"))  # v += w makes a new v
+_operator(operator.lt, mask, _comparison("<"))
+_operator(operator.le, mask, _comparison("<="))
+_operator(operator.gt, mask, _comparison(">"))
+_operator(operator.ge, mask, _comparison(">="))
 
 
-@infer_global(operator.and_)
-class _And(ConcreteTemplate):
-    cases = [signature(mask, mask, mask)]
+@type_callable(operator.and_)
+def _type_and(context: Any) -> Any:
+    return lambda a, b: mask if a == b == mask else None
 
 
 @lower_builtin(operator.and_, mask, mask)
