@@ -89,10 +89,9 @@ F_LOG2_ALPHA_MIN = f32(LOG2_ALPHA_MIN)
 F_ALPHA_MAX = f32(ALPHA_MAX)
 F_T_MIN = f32(TRANSMITTANCE_MIN)
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
-ALMOST_ONE, ALMOST_HALF = f32(0.999), f32(0.499)  # rounding up by truncation, with a hair of slack
-SPAN_SLACK = (
-    1.0 + 1e-5
-)  # float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
+ALMOST_HALF = f32(0.499)  # rounding up by truncation, with a hair of slack
+# float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
+SPAN_SLACK = 1.0 + 1e-5
 
 # Everything of "fast" but the promise that there are no infinities or NaNs.
 FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
