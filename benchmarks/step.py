@@ -123,13 +123,12 @@ def train(config: str, overrides: list[str], steps: int, warm_up: int) -> tuple[
     class Watch(pl.Callback):
         def on_fit_start(self, *_: Any) -> None:
             instrument(system, clock)
-
-        def on_train_batch_start(self, *_: Any) -> None:
             self.start = clock.now()
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            clock.add("step", self.start)
+            clock.add("step", self.start)  # since the last one's end, for making a batch takes time too
             spent = clock.read()
+            self.start = clock.now()
             if trainer.global_step > warm_up:
                 rows.append(spent)
             else:

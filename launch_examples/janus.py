@@ -5,10 +5,12 @@
     python launch_examples/janus.py --prompt "a robot" --seeds 3 --starts text,shape:ball
     python launch_examples/janus.py --arms perp-neg,views --steps 200 system.guidance.guidance_scale=15
 
-A prior that has mostly seen faces paints one on every side: the Janus problem. Against it stand texts that
-say from where one looks, and Perp-Neg, which keeps the front's text away from the back. The arms:
+A prior that has mostly seen faces paints one on every side: the Janus problem. Against it stand negative
+prompts, texts that say from where one looks, and Perp-Neg, which keeps the front's text away from the back.
+The arms:
 
     plain      one text for all sides
+    negative   the same, and the front's text as the negative prompt of all sides
     views      ", front view", ", side view", ", back view", ", overhead view"
     perp-neg   the same, and Perp-Neg
 
@@ -41,9 +43,14 @@ from toybox.truth import true_views
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("a person with a blue shirt", "a pumpkin", "a robot")
 ARMS = {
-    "plain": {"view_dependent": "false", "use_perp_neg": "false"},
-    "views": {"view_dependent": "true", "use_perp_neg": "false"},
-    "perp-neg": {"view_dependent": "true", "use_perp_neg": "true"},
+    "plain": {"view_dependent": False, "use_perp_neg": False},
+    "negative": {
+        "view_dependent": False,
+        "use_perp_neg": False,
+        "negative_prompt": "{prompt}, front view",
+    },
+    "views": {"view_dependent": True, "use_perp_neg": False},
+    "perp-neg": {"view_dependent": True, "use_perp_neg": True},
 }
 FRAMES = 25  # of the turntable, both ends included
 CIRCLE = [15.0 * k for k in range(24)]
@@ -126,15 +133,21 @@ def mean_of(faces: Sequence[Faces]) -> Faces:
 
 def command_of(arm: Arm, options: argparse.Namespace) -> list[str]:
     """The command line of an arm, which resumes if there is a checkpoint."""
+    texts = {"prompt": "{prompt}", **ARMS[arm.kind]}
     given = {
         "seed": arm.seed,
-        "system.prompt_processor.prompt": json.dumps(arm.prompt, ensure_ascii=False),
-        "system.geometry.init": json.dumps(arm.start, ensure_ascii=False),
+        "system.geometry.init": arm.start,
         "data.n_test_views": FRAMES,
-        **{f"system.prompt_processor.{key}": value for key, value in ARMS[arm.kind].items()},
+        **{
+            f"system.prompt_processor.{key}": text.replace("{prompt}", arm.prompt)
+            if isinstance(text, str)
+            else text
+            for key, text in texts.items()
+        },
     }
     if options.steps is not None:
         given["trainer.max_steps"] = options.steps
+    given = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items()}
     return trials.command(options.config, arm.name, options.out, given, options.overrides)
 
 

@@ -21,7 +21,16 @@ def janus(load_script):
 
 def test_two_steps_of_each_arm_and_again(janus, small_prior, tmp_path, capfd, monkeypatch):
     given = [
-        *("--prompt", "a robot", "--arms", "plain,perp-neg", "--starts", "shape:ball", "--steps", "2"),
+        *(
+            "--prompt",
+            "a robot",
+            "--arms",
+            "plain,negative,perp-neg",
+            "--starts",
+            "shape:ball",
+            "--steps",
+            "2",
+        ),
         *("--out", str(tmp_path), f"system.guidance.prior={small_prior}"),
         f"system.prompt_processor.cache_dir={tmp_path}/cache",
         *("data.height=16", "data.batch_size=2", "data.eval_height=32"),
@@ -29,9 +38,11 @@ def test_two_steps_of_each_arm_and_again(janus, small_prior, tmp_path, capfd, mo
     ]
     assert janus.main(given) == 0
     text = (tmp_path / "janus.html").read_text()
-    assert text.count('src="data:video/mp4;base64,') == 2
+    assert text.count('src="data:video/mp4;base64,') == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # nothing beside the page
     assert "perp-neg, from shape:ball" in text and "true objects" in text
+    parsed = tmp_path / "runs/a_robot-negative-shape_ball-seed0/configs/parsed.yaml"
+    assert "negative_prompt: a robot, front view" in parsed.read_text()
     out = capfd.readouterr().out
     assert re.search(r"plain, from shape:ball +1 +\d+ % +\d+ % +\d+ % +\d+ %", out)
 
@@ -87,7 +98,7 @@ def test_means_and_gaps(janus):
     [
         (["--prompt", "a zebra"], "--prompt: there is no thing of the toybox"),
         (["--prompt", "a hamburger"], "the back of 'hamburger' looks like its front.*person"),
-        (["--arms", "views,perpneg"], "--arms: 'perpneg' is none of plain, views, perp-neg"),
+        (["--arms", "views,perpneg"], "--arms: 'perpneg' is none of plain, negative, views, perp-neg"),
         (["--arms", "views,views"], "--arms: different ones"),
         (["--starts", ","], "--starts"),
         (["--seeds", "0"], "--seeds"),

@@ -148,7 +148,7 @@ def _train(rank: int, job: ControlJob) -> None:
         optimizer.set_rate(warm_cosine(run.fraction, warm=0.01))
         rows = rng.integers(len(latents), size=share)
         z = torch.from_numpy(latents[rows, rng.integers(latents.shape[1], size=share)].astype(np.float32))
-        shown = torch.from_numpy(maps[rows]).permute(0, 3, 1, 2).float() / 255
+        shown = torch.from_numpy(maps[rows]).to(device).permute(0, 3, 1, 2).float() / 255
         text = texts([training_caption(labels[i], rng) for i in rows])
         t, noise = stratified_timesteps(share), torch.randn_like(z)
         x_t = scheduler.add_noise(z, noise, t)

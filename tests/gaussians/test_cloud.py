@@ -7,10 +7,12 @@ from threestudio_lucid.gaussians.cloud import (
     GaussianCloud,
     base_colors,
     gaussians_from_points,
+    moments_of,
     opacities,
     scales,
     sh_coefficients,
 )
+from threestudio_lucid.gaussians.density import DensityRules, refine
 from threestudio_lucid.points import PointCloud, ball
 
 
@@ -74,3 +76,51 @@ def test_assign_fits_degrees_and_refuses_too_many(gaussians):
 def test_impossible_sizes(capacity, degree):
     with pytest.raises(ValueError, match="expected"):
         GaussianCloud(capacity, degree)
+
+
+def test_counts_what_lives_whoever_changed_it(gaussians):
+    cloud = GaussianCloud(64, 2)
+    counts = [len(cloud)]
+    cloud.assign(gaussians)
+    counts += [len(cloud), len(cloud)]
+    cloud.n.fill_(7)  # as density control does
+    counts.append(len(cloud))
+    other = GaussianCloud(64, 2)
+    other.load_state_dict(cloud.state_dict())
+    counts.append(len(other))
+    cloud.n = torch.tensor(3)  # as moving to another device does
+    counts.append(len(cloud))
+    with torch.inference_mode():
+        cloud.n.fill_(5)
+        counts.append(len(cloud))
+    assert counts == [0, 50, 50, 7, 7, 3, 5]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_density_control_finds_the_moments_of_a_fused_adam(gaussians):
+    """Trained on both devices, with a round of clone and split in between."""
+
+    def train(device: str) -> list[torch.Tensor]:
+        cloud = GaussianCloud(200, 2).to(device)
+        cloud.assign(gaussians)
+        groups = [{"params": [p], "lr": 1e-2} for p in cloud.params.values()]
+        adam = torch.optim.Adam(groups, eps=1e-15, fused=device == "cuda" or None)
+        for step in range(6):
+            adam.zero_grad(set_to_none=True)
+            weights = torch.linspace(-1, 1, 50, device=device)  # of the first 50, clones are left alone
+            sum(
+                (p[:50].flatten(1).sum(1) * weights).sum() for p in cloud.params.values() if p.ndim > 1
+            ).backward()
+            adam.step()
+            if step == 2:
+                moments = moments_of(adam, cloud.params)
+                assert all(len(kept) == 2 for name, kept in moments.items() if name != "logit_opacities")
+                cloud.grad_sum[:50], cloud.grad_count[:50] = 1.0, 1.0
+                rules = DensityRules(clone_scale=0.03)
+                draw = torch.Generator().manual_seed(0)
+                refine(cloud.params, moments, cloud.n, cloud.grad_sum, cloud.grad_count, rules, draw)
+        return [p.detach().cpu() for p in cloud.params.values()]
+
+    for mine, plain in zip(train("cuda"), train("cpu"), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)

@@ -64,3 +64,22 @@ def test_replayed_encoder_has_the_encoders_gradient(prior):
     for a, e in zip(actual, expected, strict=True):
         for mine, plain in zip(a, e, strict=True):
             torch.testing.assert_close(mine, plain, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))
+
+
+def test_compiled_networks_are_the_networks(saved_priors):
+    prior = Prior.load(saved_priors["v"], "cuda", "float16")
+    x, text = inputs(prior, 4, 0)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
+
+    def passes() -> list[torch.Tensor]:
+        images = pixels.clone().requires_grad_()
+        latents = prior.encode(images)
+        latents.square().sum().backward()
+        return [prior.predict(x, 500, text), latents.detach(), images.grad]
+
+    prior.speed_up(graphs=False)
+    expected = passes()
+    prior.speed_up(compiled=True, graphs=True)
+    for _ in range(2):  # recorded, then replayed
+        for mine, plain in zip(passes(), expected, strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))

@@ -97,6 +97,14 @@ def random_scene(
     )
 
 
+def scales_of_each_view(**options) -> Scene:
+    """A random scene whose Gaussians have other sizes in each view."""
+    scene = random_scene(80, **options)
+    factors = torch.tensor([1.0, 0.6, 1.5, 0.8])[: len(scene.viewmats), None, None]
+    noise = 1 + 0.1 * torch.randn(factors.shape[0], 80, 3, generator=torch.Generator().manual_seed(12))
+    return replace(scene, scales=scene.scales * factors * noise)
+
+
 def one_gaussian(**changes: Tensor) -> Scene:
     """A white round Gaussian of deviation 0.1, 2 units in front of a camera of focal length 20, on a pixel's
     centre."""

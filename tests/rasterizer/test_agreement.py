@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from splat_scenes import assert_close, intrinsics, one_gaussian, random_scene, render_and_gradients
+from splat_scenes import (
+    assert_close,
+    intrinsics,
+    one_gaussian,
+    random_scene,
+    render_and_gradients,
+    scales_of_each_view,
+)
 
 
 def _needles():
@@ -64,6 +71,7 @@ SCENES = {
     "sh 1": lambda: random_scene(80, seed=9, sh_degree=1),
     "sh 2": lambda: random_scene(80, seed=10, sh_degree=2),
     "sh 3": lambda: random_scene(80, seed=11, sh_degree=3),
+    "scales of each view": lambda: scales_of_each_view(views=3, seed=12),
 }
 
 # (relative L2, worst element) of float32 kernels against the float64 reference on the same float32 numbers.
@@ -85,6 +93,22 @@ def test_cpu_agrees_with_reference(name):
     relative, worst = GRADIENT.get(name, (1e-4, 1e-3))
     for parameter, gradient in gradients.items():
         assert_close(f"gradient of {parameter}", gradient, expected_gradients[parameter], relative, worst)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_scales_of_each_view_are_as_rendering_them_one_by_one(backend):
+    scene = scales_of_each_view(views=3)
+    together = scene.render(backend)
+    for v in range(3):
+        alone = replace(
+            scene,
+            scales=scene.scales[v],
+            viewmats=scene.viewmats[v : v + 1],
+            Ks=scene.Ks[v : v + 1],
+            background=scene.background[v],
+        ).render(backend)
+        for output in ("rgb", "alpha", "depth"):
+            assert torch.equal(getattr(together, output)[v], getattr(alone, output)[0])
 
 
 @pytest.mark.parametrize("name", ["ordinary", "around the camera", "tiny"])

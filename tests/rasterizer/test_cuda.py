@@ -9,7 +9,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from splat_scenes import GRADIENTS, assert_close, cotangents, one_gaussian, random_scene, render_and_gradients
+from splat_scenes import (
+    GRADIENTS,
+    assert_close,
+    cotangents,
+    one_gaussian,
+    random_scene,
+    render_and_gradients,
+    scales_of_each_view,
+)
 from torch import nn
 
 from threestudio_lucid.errors import UserError
@@ -32,6 +40,8 @@ SCENES = {
     "ordinary": lambda: random_scene(80, opacity=(0.05, 0.9)),  # clear of the caps on alpha, which differ
     "centred": lambda: centred(random_scene(80, opacity=(0.05, 0.9), seed=1)),
     "sh 2": lambda: random_scene(60, seed=2, sh_degree=2, opacity=(0.05, 0.9)),
+    "scales of each view": lambda: scales_of_each_view(seed=4, opacity=(0.05, 0.9)),
+    "sh and scales of each view": lambda: scales_of_each_view(seed=5, opacity=(0.05, 0.9), sh_degree=1),
     "background of all views": lambda: replace(
         random_scene(40, seed=3), background=torch.tensor([1.0, 0, 0.5])
     ),

@@ -1,6 +1,7 @@
 """Training cameras: where they stand, how ranges relax, and that a step always sees the same."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,3 +173,17 @@ def test_resolution_may_grow():
 def test_mistakes_are_told(change, message):
     with pytest.raises(UserError, match=message):
         dataset(**change)
+
+
+def test_in_a_trainer_rays_are_added_on_its_device():
+    module = threestudio.find("lucid-camera-datamodule")(CONFIG | {"rays_d_normalize": False})
+    module.trainer = SimpleNamespace()
+    module.setup("fit")
+    batch = module.train_dataset.batch(3)
+    assert "rays_d" not in batch and "rays_o" not in batch
+    added = module.on_after_batch_transfer(batch, 0)
+    expected = dataset(rays_d_normalize=False).batch(3)
+    assert added.keys() == expected.keys()
+    for name in ("rays_o", "rays_d", "c2w"):
+        assert torch.equal(added[name], expected[name])
+    assert module.on_after_batch_transfer(added, 0) is added  # as those of validation, which have theirs

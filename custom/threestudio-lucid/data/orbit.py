@@ -54,12 +54,14 @@ def opencv_cameras(c2w: Tensor, fovy: Tensor, height: int, width: int) -> tuple[
         height, width: pixels, whose centres are at +0.5. The principal point is the middle, pixels are
             square.
     """
-    flip = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0])).to(c2w)
+    # nothing here waits for a GPU: no tensors made elsewhere, no check of what is always invertible
+    viewmats = torch.linalg.inv_ex(c2w).inverse.contiguous()
+    viewmats[:, 1:3].neg_()
     focal = 0.5 * height / torch.tan(0.5 * fovy)
-    Ks = torch.zeros(len(c2w), 3, 3).to(c2w)
+    Ks = c2w.new_zeros(len(c2w), 3, 3)
     Ks[:, 0, 0] = Ks[:, 1, 1] = focal
     Ks[:, 0, 2], Ks[:, 1, 2], Ks[:, 2, 2] = 0.5 * width, 0.5 * height, 1.0
-    return flip @ torch.linalg.inv(c2w), Ks
+    return viewmats, Ks
 
 
 @dataclass(frozen=True)

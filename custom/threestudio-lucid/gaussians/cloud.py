@@ -103,6 +103,7 @@ class GaussianCloud(nn.Module):
         self.register_buffer("grad_sum", torch.zeros(capacity))
         self.register_buffer("grad_count", torch.zeros(capacity))
         self.register_buffer("frozen", torch.zeros(capacity, dtype=torch.bool))
+        self._counted: tuple[Tensor | None, int, int] = None, 0, 0
 
     @property
     def capacity(self) -> int:
@@ -113,8 +114,14 @@ class GaussianCloud(nn.Module):
         return sh_degree_of(1 + self.sh_rest.shape[1])
 
     def __len__(self) -> int:
-        """Number of living Gaussians."""
-        return int(self.n)
+        """Number of living Gaussians. A GPU is waited for only if `n` was written to since the last call."""
+        if self.n.is_inference():  # these do not know whether they were
+            return int(self.n)
+        counted, version, count = self._counted
+        if counted is not self.n or version != self.n._version:
+            count = int(self.n)
+            self._counted = self.n, self.n._version, count
+        return count
 
     @property
     def params(self) -> dict[str, nn.Parameter]:

@@ -67,7 +67,8 @@ def screen_gradients(means2d_grad: Tensor, radii: Tensor, width: int, height: in
             2), as 3DGS does, so that thresholds do not depend on the resolution.
     """
     seen = radii > 0
-    norm = (means2d_grad * means2d_grad.new_tensor([0.5 * width, 0.5 * height])).norm(dim=-1)
+    x, y = means2d_grad.unbind(-1)
+    norm = torch.hypot(0.5 * width * x, 0.5 * height * y)  # a tensor of the two would have to be copied
     return torch.where(seen, norm, torch.zeros_like(norm)).sum(0), seen.sum(0).to(norm)
 
 

@@ -30,6 +30,7 @@ from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, spell_out
 from .graphs import Replayed, ReplayedWithGradient
+from .layers import multiply_wide_heads, normalise_by_channels
 from .lora import merge_loras
 from .recorded import Recorded, pays_off
 from .schedule import PREDICTION_TYPES, NoiseSchedule
@@ -233,6 +234,8 @@ class Prior:
                 "AutoencoderTiny."
             )
         vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
+        if self.device.type == "cuda":
+            multiply_wide_heads(vae.encoder)
         return vae.to(memory_format=torch.channels_last)
 
     @cached_property
@@ -261,6 +264,9 @@ class Prior:
         before = self._compiled, self._replays, self._records
         if compiled and not self._compiled:
             self._compiled = True
+            if self.device.type == "cuda":
+                normalise_by_channels(self.unet)
+                normalise_by_channels(self.vae.encoder)
             self.unet.compile(dynamic=False)
             self.vae.encoder.compile(dynamic=False)
         self._replays = graphs and self.device.type == "cuda"

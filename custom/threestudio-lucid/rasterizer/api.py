@@ -64,7 +64,7 @@ def rasterize(
     Args:
         means: [N, 3], world coordinates.
         quats: [N, 4], rotations (w, x, y, z) of any length > 0.
-        scales: [N, 3], standard deviations, world units.
+        scales: [N, 3], or [B, N, 3] for each view its own; standard deviations, world units.
         opacities: [N], in [0, 1].
         colors: [N, 3], or with `sh_degree` spherical-harmonics coefficients [N, K, 3], K >= (degree + 1)^2.
         viewmats: [B, 4, 4], rigid, world to camera: x right, y down, z forward (OpenCV).
@@ -189,11 +189,11 @@ def _check_shapes(
     check("means", means, None, 3)
     count = len(means)
     check("quats", quats, count, 4)
-    check("scales", scales, count, 3)
     check("opacities", opacities, count)
     check("viewmats", viewmats, None, 4, 4)
     if len(viewmats) == 0:
         raise ValueError("viewmats must hold at least one camera, got none.")
+    check("scales", scales, *([len(viewmats)] if scales.dim() == 3 else []), count, 3)
     check("Ks", Ks, len(viewmats), 3, 3)
     if sh_degree is None:
         check("colors", colors, count, 3)

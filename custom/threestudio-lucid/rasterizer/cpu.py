@@ -59,8 +59,9 @@ def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 def _projected(
     means: Tensor, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor
 ) -> list[np.ndarray]:
-    """What the projection kernels read: float32, but cameras in float64."""
+    """What the projection kernels read: float32, but cameras in float64; scales [B or 1, N, 3]."""
     cameras = (_array(tensor, torch.float64) for tensor in (viewmats, Ks))
+    scales = scales if scales.dim() == 3 else scales[None]
     return [*(_array(tensor) for tensor in (means, quats, scales)), *cameras]
 
 
@@ -97,13 +98,14 @@ class _Project(torch.autograd.Function):
         ctx: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor
     ) -> tuple[Tensor | None, ...]:
         *inputs, conics = ctx.saved_tensors
-        count = len(inputs[0])
-        grads = _empty(count, 3), _empty(count, 4), _empty(count, 3)
+        projected = _projected(*inputs)
+        grads = [np.empty_like(array) for array in projected[:3]]  # means, quats, scales
         cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
         threads.run(
-            _kernels().project_backward, count, *_projected(*inputs), *ctx.size, _array(conics), *cotangents,
+            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _array(conics), *cotangents,
             *grads, grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
+        grads[2] = grads[2].reshape(inputs[2].shape)
         return *_tensors(v_means2d, *grads), *[None] * 6
 
 
@@ -161,16 +163,16 @@ class _Bins:
         tiles_x, tiles_y = -(-width // kernels.TILE_W), -(-height // kernels.TILE_H)
         self.shape = (width, height, tiles_x, tiles_y)
 
-        # 1. what each splat needs, and how many tiles it touches
+        # 1. what each splat needs, and which tiles it touches; in parts, so that threads can share one view
+        parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
         splats = views * count
-        self.records = _empty(splats, kernels.RECORD)
-        self.radii = np.empty((views, count), np.int32)
-        pair_counts = np.empty((views, count), np.int64)
+        log_opacities = np.log2(np.maximum(opacities, np.float32(1e-30)))
+        self.records, touched = _empty(splats, kernels.RECORD), np.empty((splats, 6), np.int32)
+        self.radii, pair_counts = np.empty((views, count), np.int32), np.empty(splats, np.int64)
+        tile_counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
         threads.run(
-            kernels.make_records, splats,
-            means2d.reshape(splats, 2), depths.reshape(splats), conics.reshape(splats, 3), opacities, colors,
-            width, height, self.records, self.radii.reshape(splats), pair_counts.reshape(splats),
-            grain=GAUSSIANS_AT_LEAST,
+            kernels.make_records, views * parts, means2d, depths, conics, log_opacities, colors, width,
+            height, tiles_x, self.records, touched, self.radii, pair_counts, tile_counts,
         )  # fmt: skip
         self.pair_offsets = np.zeros(splats + 1, np.int64)
         np.cumsum(pair_counts, out=self.pair_offsets[1:])
@@ -181,25 +183,22 @@ class _Bins:
                 f"render fewer views at once, or smaller pictures than {width}x{height}."
             )
 
-        # 2. depth order, once per view
-        order = np.empty((views, count), np.int32)
-        num_shown = np.empty(views, np.int64)
-        threads.run(kernels.sort_by_depth, views, depths, pair_counts, order, num_shown)
-
-        # 3. counting sort into tiles, which keeps that order; in parts, so that threads can share one view
-        parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
-        counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
-        threads.run(
-            kernels.count_tiles, views * parts, self.records, order, num_shown, width, height, tiles_x, counts
-        )
-        by_tile = np.zeros(counts.size + 1, np.int64)
-        np.cumsum(counts.transpose(0, 2, 1), out=by_tile[1:])
+        # 2. counting sort into tiles
+        by_tile = np.zeros(tile_counts.size + 1, np.int64)
+        np.cumsum(tile_counts.transpose(0, 2, 1), out=by_tile[1:])
         self.tile_starts = np.ascontiguousarray(by_tile[::parts])
-        places = np.ascontiguousarray(by_tile[:-1].reshape(views, -1, parts).transpose(0, 2, 1))
+        places = by_tile[:-1].reshape(views, -1, parts).transpose(0, 2, 1).copy()
+        entries = np.empty((pairs, 3), np.uint32)
+        threads.run(
+            kernels.fill_tiles, views * parts, self.records, touched, self.pair_offsets, width, height,
+            tiles_x, places, entries,
+        )  # fmt: skip
+
+        # 3. and each tile by depth
         self.entry_splats, self.entry_pairs = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
         threads.run(
-            kernels.fill_tiles, views * parts, self.records, order, num_shown, self.pair_offsets,
-            width, height, tiles_x, places, self.entry_splats, self.entry_pairs,
+            kernels.sort_tiles, self.num_tiles, self.tile_starts, entries, self.entry_splats,
+            self.entry_pairs, pieces=3,
         )  # fmt: skip
 
     @property
@@ -226,25 +225,21 @@ class _Composite(torch.autograd.Function):
         width: int,
         height: int,
     ) -> tuple[Tensor, ...]:
+        kernels, views = _kernels(), len(means2d)
         bins = _Bins(*(_array(t) for t in (means2d, depths, conics, opacities, colors)), width, height)
-        views = len(means2d)
         rgb, alpha = _empty(views, height, width, 3), _empty(views, height, width)
-        depth, transmittance, last_entry = np.empty_like(alpha), np.empty_like(alpha), np.empty_like(alpha)
+        depth, left = np.empty_like(alpha), _empty(bins.num_tiles * kernels.LEFT)
         threads.run(
-            _kernels().composite_forward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
-            rgb, alpha, depth, transmittance, last_entry, pieces=3,
+            kernels.composite_forward, bins.num_tiles,
+            bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), _array(backgrounds), *bins.shape,
+            rgb, alpha, depth, left, pieces=3,
         )  # fmt: skip
-        ctx.save_for_backward(conics, opacities, backgrounds)
-        ctx.bins, ctx.transmittance, ctx.last_entry, ctx.num_colors = (
-            bins,
-            transmittance,
-            last_entry,
-            len(colors),
-        )
+        outputs = _tensors(means2d, rgb, alpha, depth)
+        ctx.save_for_backward(conics, opacities, backgrounds, outputs[1])
+        ctx.bins, ctx.left, ctx.num_colors = bins, left, len(colors)
         radii = torch.from_numpy(bins.radii).to(means2d.device)
         ctx.mark_non_differentiable(radii)
-        return *_tensors(means2d, rgb, alpha, depth), radii
+        return *outputs, radii
 
     @staticmethod
     @once_differentiable
@@ -252,13 +247,13 @@ class _Composite(torch.autograd.Function):
         ctx: Any, v_rgb: Tensor, v_alpha: Tensor, v_depth: Tensor, _v_radii: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         kernels, bins = _kernels(), ctx.bins
-        conics, opacities, backgrounds = (_array(tensor) for tensor in ctx.saved_tensors)
+        conics, opacities, backgrounds, alpha = (_array(tensor) for tensor in ctx.saved_tensors)
         cotangents = [_array(v) for v in (v_rgb, v_alpha, v_depth)]
         pair_grads = _empty(bins.num_pairs, kernels.PAIR_GRADS)
         threads.run(
             kernels.composite_backward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records, backgrounds, *bins.shape,
-            ctx.transmittance, ctx.last_entry, *cotangents, pair_grads, pieces=3,
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records.reshape(-1), backgrounds,
+            *bins.shape, ctx.left, *cotangents, pair_grads, pieces=3,
         )  # fmt: skip
         views, count, _ = conics.shape
         grads = (
@@ -271,7 +266,7 @@ class _Composite(torch.autograd.Function):
         )  # fmt: skip
         v_backgrounds = None
         if ctx.needs_input_grad[5]:
-            v_backgrounds = np.einsum("bhw,bhwc->bc", ctx.transmittance, cotangents[0])
+            v_backgrounds = np.einsum("bhw,bhwc->bc", 1 - alpha, cotangents[0])
             v_backgrounds = _tensors(v_rgb, v_backgrounds)[0]
         return *_tensors(v_rgb, *grads), v_backgrounds, None, None
 

@@ -1,4 +1,4 @@
-"""The gsplat back end (CUDA): hands the call on to gsplat 1.4 or newer, which is imported on first use.
+"""The gsplat back end (CUDA): hands the call on to gsplat 1.5 or newer, which is imported on first use.
 
 gsplat differs from the other back ends in one constant: it caps alpha at 0.999, they and 3DGS at 0.99.
 """
@@ -55,6 +55,12 @@ def rasterize(
         )  # fmt: skip
     from gsplat import rasterization
 
+    views, own = len(viewmats), scales.dim() == 3
+    if own:  # gsplat has a batch of clouds for that, here each with the one view
+        means, quats, opacities, colors = (
+            x.expand(views, *x.shape) for x in (means, quats, opacities, colors)
+        )
+        viewmats, Ks, backgrounds = viewmats[:, None], Ks[:, None], backgrounds[:, None]
     image, alpha, meta = rasterization(
         means=means,
         quats=quats,
@@ -72,15 +78,30 @@ def rasterize(
         backgrounds=backgrounds,
         render_mode="RGB+D",  # D is the sum of w_i z_i, not normalised
     )
-    means2d, radii = meta["means2d"], meta["radii"]
-    if means2d.requires_grad:
+    means2d = meta["means2d"]
+    if own:
+        image, alpha = image[:, 0], alpha[:, 0]
+        means2d = _with_gradient_of(means2d, (views, *means2d.shape[2:]))
+    elif means2d.requires_grad:
         means2d.retain_grad()
-    if radii.dim() == 3:  # since 1.5: one along x, one along y
-        radii = radii.amax(dim=-1)
+    radii = meta["radii"].amax(dim=-1)  # one along x, one along y
     info = {
         "means2d": means2d,
-        "depths": meta["depths"],
-        "conics": meta["conics"],
-        "radii": radii.to(torch.int32),
+        "depths": meta["depths"].flatten(0, -2),
+        "conics": meta["conics"].flatten(0, -3),
+        "radii": radii.flatten(0, -2).to(torch.int32),
     }
     return image[..., :3], alpha, image[..., 3:], info
+
+
+def _with_gradient_of(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor's values in another shape; its gradient too becomes the `.grad` of what is returned."""
+    reshaped = tensor.detach().reshape(shape)
+
+    def keep(gradient: Tensor) -> None:
+        gradient = gradient.reshape(shape)
+        reshaped.grad = gradient if reshaped.grad is None else reshaped.grad + gradient
+
+    if tensor.requires_grad:
+        tensor.register_hook(keep)
+    return reshaped

@@ -76,7 +76,8 @@ def rasterize(
         z = means @ viewmats[v, 2, :3] + viewmats[v, 2, 3]
         shown = opacities if near <= NEAR else opacities * (z >= near)
         view = _View(viewmats[v], K, width, height)
-        splats = means, _ndc(means2d[v], width, height), shown, scales, quats
+        sizes = scales if scales.dim() == 2 else scales[v]
+        splats = means, _ndc(means2d[v], width, height), shown, sizes, quats
         rgb, radius = view.draw(*splats, colors if colors.dim() == 2 else colors[v])
         sums, _ = view.draw(*splats, torch.stack([z, torch.ones_like(z), torch.zeros_like(z)], dim=-1))
         depth, alpha = sums[..., :1], sums[..., 1:2]

@@ -5,20 +5,22 @@ so `threads.run` may split the range over threads in any way: results are bit-id
 threads.
 
 Notation (with that of projection.py):
-    B views, N Gaussians, a splat g = view * N + Gaussian, G = B N of them
+    B views, N Gaussians, a splat g = view * N + Gaussian
     tile        a block of TILE_W x TILE_H pixels; tiles are numbered view by view, row by row
     pair p      one splat on one tile; the pairs of splat g are pair_offsets[g] ... pair_offsets[g + 1] - 1
-    entries     the same pairs, listed tile by tile, nearest first: (splat, pair) numbers
+    entries     the same pairs, listed tile by tile, in the end nearest first: (splat, pair) numbers
     f4[:, ::1]  in a signature: a C-contiguous array [., .] of 4-byte floats; i8: an 8-byte integer
     log alpha   log2(opacity) - (A dx^2 + B dx dy + C dy^2), (A, B, C) = log2(e) (a / 2, b, c / 2)
 
-A row of a record [G, 16] holds all that compositing needs of a splat, in one cache line; see the REC_ names.
+A row of the records [B N, 16] holds all that compositing needs of a splat, in one cache line; see the REC_
+names.
 An ellipse alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy it is the interval with the
 centre mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
 
-What makes it fast: the innermost loops run over LANES neighbouring pixels, have no branches, and touch one
-scratch array at constant distances, so that LLVM turns them into straight vector code; exp is a polynomial;
-only a window around the ellipse is visited on each row.
+What makes it fast: the innermost loops handle a block of LANES pixels at a time, in vectors and without
+branches (see simd.py); a row's blocks are those that the ellipse touches; a tile's pixels stay in the L1
+cache, and a splat's gradients in registers. Inside of loops an array is indexed with all its indices and
+never cut into views, because numba counts references to every view, with an atomic instruction.
 """
 
 from __future__ import annotations
@@ -39,28 +41,47 @@ from .constants import (
     SH_C3,
     TRANSMITTANCE_MIN,
 )
+from .simd import (
+    LANES,
+    absolute,
+    any_lane,
+    exp2,
+    largest,
+    load,
+    maximum,
+    minimum,
+    numbers,
+    select,
+    spread,
+    sqrt,
+    store,
+    store_whole,
+    total,
+)
 
-f32, f64, u64 = np.float32, np.float64, np.uint64
+f32, f64, u32 = np.float32, np.float64, np.uint32
 
-LANES = 16  # pixels of an innermost loop: one AVX-512 register, two of AVX2, four of NEON
 TILE_W, TILE_H = 32, 16
-TILE_PIXELS = TILE_W * TILE_H
+BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
+BLOCK_COLUMNS, BLOCK_ROWS = TILE_W // BLOCK_W, TILE_H // BLOCK_H
+TILE_BLOCKS = BLOCK_COLUMNS * BLOCK_ROWS
 BATCH = 64  # entries of a tile that are made ready at a time
 LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let light through
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
-REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H, REC_FIRST_COLUMN, REC_LAST_COLUMN = range(10, 16)
+REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
 RECORD = 16
+SPAN = 2 + 2 * BLOCK_ROWS  # which blocks of a tile a splat shows in, see `_load_batch`
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
 # sum of v, v dx, v dy, v dx^2, v dx dy, v dy^2, then of w dL/d(r, g, b, depth).
 PAIR_GRADS = 10
 
-# Planes of a tile's scratch array. Padded: addresses that are equal modulo 4096 would stall each other.
-PLANE = TILE_PIXELS + 40
-P0, P1, P2, P3, P4, P5, P6 = (u64(i * PLANE) for i in range(7))
-A0, A1, A2, A3, A4, A5, A6, A7, A8, A9 = (u64(i * LANES) for i in range(PAIR_GRADS))
+# Vectors of a block of pixels in a tile's scratch array, in the forward and the backward pass.
+V1, V2, V3, V4, V5, V6 = (i * LANES for i in range(1, 7))
+FORWARD, BACKWARD = 6 * LANES, 8 * LANES
+LEFT = TILE_BLOCKS * 2 * LANES  # what the former leaves to the latter of a tile: V0 and V5
 
 LOG2_E = math.log2(math.e)
 LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
@@ -68,16 +89,9 @@ F_LOG2_ALPHA_MIN = f32(LOG2_ALPHA_MIN)
 F_ALPHA_MAX = f32(ALPHA_MAX)
 F_T_MIN = f32(TRANSMITTANCE_MIN)
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
-ALMOST_ONE, ALMOST_HALF = f32(0.999), f32(0.499)  # rounding up by truncation, with a hair of slack
-SPAN_SLACK = (
-    1.0 + 1e-5
-)  # float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
-
-# 2^f on (-1, 0], least squares of relative error, degree 5: 8e-8 off at most.
-E0, E1, E2, E3, E4, E5 = (
-    f32(c)
-    for c in (9.99999923e-01, 6.93142171e-01, 2.40171588e-01, 5.52781350e-02, 9.18687438e-03, 9.38116473e-04)
-)
+ALMOST_HALF = f32(0.499)  # rounding up by truncation, with a hair of slack
+# float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
+SPAN_SLACK = 1.0 + 1e-5
 
 # Everything of "fast" but the promise that there are no infinities or NaNs.
 FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
@@ -107,6 +121,13 @@ def _rotation(quats, n):
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     )  # fmt: skip
     return rotation, (w, x, y, z), length
+
+
+@_inline
+def _scales(scales, v, n):
+    """Scales of a Gaussian in a view, of [B or 1, N, 3]."""
+    v = min(v, scales.shape[0] - 1)
+    return f64(scales[v, n, 0]), f64(scales[v, n, 1]), f64(scales[v, n, 2])
 
 
 @_inline
@@ -155,17 +176,17 @@ def _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z):
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
     "i8, i8, f8, f8, f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
 ):
-    """projection.project, for Gaussians start <= n < stop in all views."""
+    """projection.project, for Gaussians start <= n < stop in all views; scales [B or 1, N, 3]."""
     for n in range(start, stop):
         rotation, _, _ = _rotation(quats, n)
-        sx, sy, sz = f64(scales[n, 0]), f64(scales[n, 1]), f64(scales[n, 2])
         for v in range(viewmats.shape[0]):
+            sx, sy, sz = _scales(scales, v, n)
             x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
             depths[v, n] = z
             means2d[v, n, 0] = 0.0
@@ -193,9 +214,9 @@ def project_forward(
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,::1], f8[:,:,::1], f8[:,:,::1],"
+    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
     "i8, i8, f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,::1],"
-    "f4[:,::1], f4[:,::1], f4[:,::1])"
+    "f4[:,::1], f4[:,::1], f4[:,:,::1])"
 )
 def project_backward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, conics, v_means2d, v_depths, v_conics,
@@ -204,11 +225,13 @@ def project_backward(
     """Gradients of `project_forward`, summed over the views in order."""
     for n in range(start, stop):
         r, quat, length = _rotation(quats, n)
-        sx, sy, sz = f64(scales[n, 0]), f64(scales[n, 1]), f64(scales[n, 2])
         gx, gy, gz = 0.0, 0.0, 0.0  # dL/dmean
-        # dL/d(R S): nine scalars, row by row
+        # dL/dR: nine scalars, row by row
         m00, m01, m02, m10, m11, m12, m20, m21, m22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for v in range(scales.shape[0]):
+            v_scales[v, n, 0], v_scales[v, n, 1], v_scales[v, n, 2] = ZERO, ZERO, ZERO
         for v in range(viewmats.shape[0]):
+            sx, sy, sz = _scales(scales, v, n)
             v_u, v_v, v_z = f64(v_means2d[v, n, 0]), f64(v_means2d[v, n, 1]), f64(v_depths[v, n])
             v_a, v_b, v_c = f64(v_conics[v, n, 0]), f64(v_conics[v, n, 1]), f64(v_conics[v, n, 2])
             a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
@@ -237,7 +260,14 @@ def project_backward(
                     2 * (v_xy * p0[2] + v_yy * p1[2]),
                 )
 
-                # 3. p = (J W) (R S):  to R S, and to J W (k0, k1)
+                # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
+                own = min(v, scales.shape[0] - 1)
+                for axis in range(3):
+                    along_0 = j0[0] * r[axis] + j0[1] * r[3 + axis] + j0[2] * r[6 + axis]
+                    along_1 = j1[0] * r[axis] + j1[1] * r[3 + axis] + j1[2] * r[6 + axis]
+                    v_scales[own, n, axis] += q0[axis] * along_0 + q1[axis] * along_1
+                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
+                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
                 m00 += j0[0] * q0[0] + j1[0] * q1[0]
                 m01 += j0[0] * q0[1] + j1[0] * q1[1]
                 m02 += j0[0] * q0[2] + j1[0] * q1[2]
@@ -247,8 +277,6 @@ def project_backward(
                 m20 += j0[2] * q0[0] + j1[2] * q1[0]
                 m21 += j0[2] * q0[1] + j1[2] * q1[1]
                 m22 += j0[2] * q0[2] + j1[2] * q1[2]
-                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
-                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
                 k0 = (
                     q0[0] * r[0] + q0[1] * r[1] + q0[2] * r[2],
                     q0[0] * r[3] + q0[1] * r[4] + q0[2] * r[5],
@@ -281,14 +309,8 @@ def project_backward(
             gz += viewmats[v, 0, 2] * v_x + viewmats[v, 1, 2] * v_y + viewmats[v, 2, 2] * v_z
 
         v_means[n, 0], v_means[n, 1], v_means[n, 2] = gx, gy, gz
-        v_scales[n, 0] = m00 * r[0] + m10 * r[3] + m20 * r[6]
-        v_scales[n, 1] = m01 * r[1] + m11 * r[4] + m21 * r[7]
-        v_scales[n, 2] = m02 * r[2] + m12 * r[5] + m22 * r[8]
 
         # 7. R of the unit quaternion, then the normalisation
-        m00, m10, m20 = m00 * sx, m10 * sx, m20 * sx
-        m01, m11, m21 = m01 * sy, m11 * sy, m21 * sy
-        m02, m12, m22 = m02 * sz, m12 * sz, m22 * sz
         w, x, y, z = quat
         v_qw = 2 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
         v_qx = 2 * (-2 * x * (m11 + m22) + y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12))
@@ -418,250 +440,259 @@ def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_me
 
 
 @_inline
-def _tile_row_range(record, height):
-    """Rows of tiles [first, last) that hold pixel centres between the ellipse's top and bottom."""
-    top = max(record[REC_Y] - record[REC_HALF_H] - 0.5, 0.0)
-    bottom = min(record[REC_Y] + record[REC_HALF_H] - 0.5, height - 1.0)
-    if not top <= bottom:
+def _tiles_between(low, high, size, tile_size):
+    """Tiles [first, last) that hold the pixel centres between low and high, of `size` pixels."""
+    first, last = math.ceil(max(low - 0.5, 0.0)), int(min(high - 0.5, size - 1.0))
+    if first > last:
         return 0, 0
-    return math.ceil(top) // TILE_H, int(bottom) // TILE_H + 1
+    return first // tile_size, last // tile_size + 1
 
 
 @_inline
-def _tile_column_range(record, tile_row, width, height):
+def _columns_on_row(records, splat, tile_row, width, height):
     """Columns of tiles [first, last) that the ellipse touches in the pixel rows of one row of tiles.
 
     The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest
     value lies at its apex or at the end of the slab nearest to it; the left edge mirrors it.
     """
-    if (
-        record[REC_LAST_COLUMN] - record[REC_FIRST_COLUMN] <= ONE
-    ):  # the usual case: all of it is in one column
-        return np.int64(record[REC_FIRST_COLUMN]), np.int64(record[REC_LAST_COLUMN])
-    half2, taper, shear, half_h = record[REC_HALF2], record[REC_TAPER], record[REC_SHEAR], record[REC_HALF_H]
-    low = max(tile_row * TILE_H + 0.5 - record[REC_Y], -half_h)
-    high = min(min((tile_row + 1) * TILE_H, height) - 0.5 - record[REC_Y], half_h)
+    mean_x, mean_y, shear = records[splat, REC_X], records[splat, REC_Y], records[splat, REC_SHEAR]
+    half2, taper, half_h = records[splat, REC_HALF2], records[splat, REC_TAPER], records[splat, REC_HALF_H]
+    low = max(tile_row * TILE_H + HALF - mean_y, -half_h)
+    high = min(min((tile_row + 1) * TILE_H, height) - HALF - mean_y, half_h)
     if not low <= high:
         return 0, 0
-    apex = shear * math.sqrt(half2 / (1.0 + shear * shear / taper)) / taper
+    apex = shear * math.sqrt(half2 / (ONE + shear * shear / taper)) / taper
     at_right, at_left = min(max(-apex, low), high), min(max(apex, low), high)
-    right = record[REC_X] - shear * at_right + math.sqrt(max(half2 - taper * at_right * at_right, 0.0)) - 0.5
-    left = record[REC_X] - shear * at_left - math.sqrt(max(half2 - taper * at_left * at_left, 0.0)) - 0.5
-    left, right = max(left, 0.0), min(right, width - 1.0)
-    if not left <= right:
-        return 0, 0
-    return math.ceil(left) // TILE_W, int(right) // TILE_W + 1
+    right = mean_x - shear * at_right + math.sqrt(max(half2 - taper * at_right * at_right, ZERO))
+    left = mean_x - shear * at_left - math.sqrt(max(half2 - taper * at_left * at_left, ZERO))
+    return _tiles_between(left, right, width, TILE_W)
+
+
+@_inline
+def _columns(records, touched, splat, tile_row, width, height):
+    """Columns of tiles [first, last) in which a splat is listed on a row of tiles that it touches.
+
+    Noted by `make_records` for the usual one or two rows; the rows of a large splat are found again.
+    """
+    first = touched[splat, 0]
+    if touched[splat, 1] - first > 2:
+        return _columns_on_row(records, splat, tile_row, width, height)
+    k = 2 + 2 * (tile_row - first)
+    return np.int64(touched[splat, k]), np.int64(touched[splat, k + 1])
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[::1], f4[:,::1], f4[::1], f4[:,:,::1],i8, i8, f4[:,::1], i4[::1], i8[::1])"
+    "void(i8, i8, f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1], i8, i8, i8,"
+    "f4[:,::1], i4[:,::1], i4[:,::1], i8[::1], i8[:,:,::1])"
 )
 def make_records(
-    start, stop, means2d, depths, conics, opacities, colors, width, height, records, radii, pair_counts
-):
-    """Records, radii (see projection.compute_radii) and numbers of tiles of the splats start <= g < stop."""
-    count = opacities.shape[0]
-    for g in range(start, stop):
-        n = g % count
-        v = min(g // count, colors.shape[0] - 1)
-        radii[g] = 0
-        pair_counts[g] = 0
-        opacity = f64(opacities[n])
-        a, b, c = f64(conics[g, 0]), f64(conics[g, 1]), f64(conics[g, 2])
-        determinant = a * c - b * b
-        if not (a > 0.0 and determinant > 0.0 and opacity >= ALPHA_MIN):
-            continue
-        x, y = f64(means2d[g, 0]), f64(means2d[g, 1])
-        log_opacity = math.log2(opacity)
-        reach = 2 * (log_opacity - LOG2_ALPHA_MIN) / LOG2_E
-        half_x, half_y = math.sqrt(reach * c / determinant), math.sqrt(reach * a / determinant)
-        if x + half_x < 0.5 or x - half_x > width - 0.5 or y + half_y < 0.5 or y - half_y > height - 0.5:
-            continue
-        largest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) / determinant
-        radii[g] = int(min(max(math.ceil(math.sqrt(reach * largest)), 1.0), 2.0**30))
+    start, stop, means2d, depths, conics, log_opacities, colors, width, height, tiles_x,
+    records, touched, radii, pair_counts, tile_counts,
+):  # fmt: skip
+    """Records and radii (see projection.compute_radii) of the splats, and which tiles they touch.
 
-        record = records[g]
-        record[REC_X], record[REC_Y] = x, y
-        record[REC_A], record[REC_B], record[REC_C] = LOG2_E * a / 2, LOG2_E * b, LOG2_E * c / 2
-        record[REC_LOG_OPACITY] = log_opacity
-        record[REC_R], record[REC_G], record[REC_BLUE] = colors[v, n, 0], colors[v, n, 1], colors[v, n, 2]
-        record[REC_Z] = depths[g]
-        record[REC_SHEAR] = b / a
-        record[REC_HALF2] = reach / a * SPAN_SLACK
-        record[REC_TAPER] = determinant / (a * a)
-        record[REC_HALF_H] = half_y * SPAN_SLACK
-        left, right = x - half_x * SPAN_SLACK - 0.5, x + half_x * SPAN_SLACK - 0.5
-        record[REC_FIRST_COLUMN] = int(min(max(left, 0.0), width - 1.0)) // TILE_W
-        record[REC_LAST_COLUMN] = int(min(max(right, 0.0), width - 1.0)) // TILE_W + 1
-        first, last = _tile_row_range(record, height)
-        for tile_row in range(first, last):
-            left, right = _tile_column_range(record, tile_row, width, height)
-            pair_counts[g] += right - left
+    An item is a (view, part): the Gaussians are cut into tile_counts.shape[1] parts.
 
-
-@_kernel("void(i8, i8, f4[:,::1], i8[:,::1], i4[:,::1], i8[::1])")
-def sort_by_depth(start, stop, depths, pair_counts, order, num_shown):
-    """For views start <= v < stop: order[v, :num_shown[v]], the Gaussians that show, nearest first.
-
-    Ties keep the order of the Gaussians. Radix sort by the bits of the depth, which for positive floats sort
-    like the numbers.
+    Args:
+        touched: [B N, 6], rows of tiles [first, last), then columns [first, last) on each if they are at
+            most two.
+        pair_counts: [B N], numbers of tiles. tile_counts: [view, part, tile], numbers of splats.
     """
-    count = depths.shape[1]
-    keys, keys_swap = np.empty(count, np.uint32), np.empty(count, np.uint32)
-    items, items_swap = np.empty(count, np.int32), np.empty(count, np.int32)
-    for v in range(start, stop):
-        bits = depths[v].view(np.uint32)
-        shown = 0
-        for n in range(count):
-            if pair_counts[v, n] > 0:
-                keys[shown] = bits[n]
-                items[shown] = n
-                shown += 1
-        for digit in range(3):
-            shift = np.uint32(11 * digit)
-            places = np.zeros(2049, np.int64)
-            for i in range(shown):
-                places[((keys[i] >> shift) & np.uint32(2047)) + 1] += 1
-            for i in range(2048):
-                places[i + 1] += places[i]
-            for i in range(shown):
-                bucket = (keys[i] >> shift) & np.uint32(2047)
-                keys_swap[places[bucket]] = keys[i]
-                items_swap[places[bucket]] = items[i]
-                places[bucket] += 1
-            keys, keys_swap = keys_swap, keys
-            items, items_swap = items_swap, items
-        num_shown[v] = shown
-        for i in range(shown):
-            order[v, i] = items[i]
-
-
-@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1])")
-def count_tiles(start, stop, records, order, num_shown, width, height, tiles_x, tile_counts):
-    """tile_counts[view, part, tile]: how many splats of one part of the depth order touch each tile.
-
-    An item is a (view, part): the order of each view is cut into tile_counts.shape[1] parts.
-    """
-    count, parts = order.shape[1], tile_counts.shape[1]
+    count, parts = log_opacities.shape[0], tile_counts.shape[1]
     for item in range(start, stop):
         v, part = item // parts, item % parts
-        counts = tile_counts[v, part]
-        counts[:] = 0
-        for i in range(num_shown[v] * part // parts, num_shown[v] * (part + 1) // parts):
-            record = records[v * count + order[v, i]]
-            first, last = _tile_row_range(record, height)
-            for tile_row in range(first, last):
-                left, right = _tile_column_range(record, tile_row, width, height)
+        own = min(v, colors.shape[0] - 1)
+        tile_counts[v, part, :] = 0
+        for n in range(count * part // parts, count * (part + 1) // parts):
+            g = v * count + n
+            radii[v, n] = 0
+            pair_counts[g] = 0
+            a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
+            determinant = a * c - b * b
+            reach = (2 / LOG2_E) * (f64(log_opacities[n]) - LOG2_ALPHA_MIN)
+            if not (a > 0.0 and determinant > 0.0 and reach >= 0.0):
+                continue
+            x, y = f64(means2d[v, n, 0]), f64(means2d[v, n, 1])
+            inverse, inverse_a = 1 / determinant, 1 / a
+            half_x, half_y = math.sqrt(reach * c * inverse), math.sqrt(reach * a * inverse)
+            if x + half_x < 0.5 or x - half_x > width - 0.5 or y + half_y < 0.5 or y - half_y > height - 0.5:
+                continue
+            longest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) * inverse
+            radii[v, n] = int(min(max(math.ceil(math.sqrt(reach * longest)), 1.0), 2.0**30))
+
+            records[g, REC_X], records[g, REC_Y] = x, y
+            records[g, REC_A], records[g, REC_B], records[g, REC_C] = (
+                LOG2_E * a / 2,
+                LOG2_E * b,
+                LOG2_E * c / 2,
+            )
+            records[g, REC_LOG_OPACITY] = log_opacities[n]
+            records[g, REC_R], records[g, REC_G] = colors[own, n, 0], colors[own, n, 1]
+            records[g, REC_BLUE], records[g, REC_Z] = colors[own, n, 2], depths[v, n]
+            records[g, REC_SHEAR] = b * inverse_a
+            records[g, REC_HALF2] = reach * inverse_a * SPAN_SLACK
+            records[g, REC_TAPER] = determinant * (inverse_a * inverse_a)
+            records[g, REC_HALF_H] = half_y * SPAN_SLACK
+
+            half_x, half_y = half_x * SPAN_SLACK, half_y * SPAN_SLACK
+            top, bottom = _tiles_between(y - half_y, y + half_y, height, TILE_H)
+            left, right = _tiles_between(x - half_x, x + half_x, width, TILE_W)
+            touched[g, 0], touched[g, 1] = top, bottom
+            # the box tells, unless the ellipse leaves corners of it empty
+            corners = bottom - top > 2 or (bottom - top == 2 and right - left > 1)
+            pairs = 0
+            for tile_row in range(top, bottom):
+                if corners:
+                    left, right = _columns_on_row(records, g, tile_row, width, height)
+                k = tile_row - top
+                if k < 2:
+                    touched[g, 2 + 2 * k], touched[g, 3 + 2 * k] = left, right
+                pairs += right - left
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
-                    counts[tile] += 1
+                    tile_counts[v, part, tile] += 1
+            pair_counts[g] = pairs
 
 
-@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8[::1], i8, i8, i8, i8[:,:,::1],i4[::1], i4[::1])")
-def fill_tiles(
-    start,
-    stop,
-    records,
-    order,
-    num_shown,
-    pair_offsets,
-    width,
-    height,
-    tiles_x,
-    places,
-    entry_splats,
-    entry_pairs,
-):
-    """Lists the entries of every tile in depth order.
+@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
+def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles_x, places, entries):
+    """Lists the entries of every tile, in the order of the Gaussians.
 
-    Items as in `count_tiles`; places[view, part, tile]: where the entries of a part in a tile start.
+    Items as in `make_records`; places[view, part, tile]: where the entries of a part in a tile start, which
+    is counted up to where they end.
     """
-    count, parts = order.shape[1], places.shape[1]
+    parts = places.shape[1]
+    count = records.shape[0] // places.shape[0]
+    bits = records.view(np.uint32)
     for item in range(start, stop):
         v, part = item // parts, item % parts
-        cursor = places[v, part].copy()
-        for i in range(num_shown[v] * part // parts, num_shown[v] * (part + 1) // parts):
-            splat = v * count + order[v, i]
-            record = records[splat]
-            pair = pair_offsets[splat]
-            first, last = _tile_row_range(record, height)
-            for tile_row in range(first, last):
-                left, right = _tile_column_range(record, tile_row, width, height)
+        for g in range(v * count + count * part // parts, v * count + count * (part + 1) // parts):
+            pair = pair_offsets[g]
+            if pair == pair_offsets[g + 1]:
+                continue
+            key = bits[g, REC_Z]
+            for tile_row in range(touched[g, 0], touched[g, 1]):
+                left, right = _columns(records, touched, g, tile_row, width, height)
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
-                    entry_splats[cursor[tile]] = splat
-                    entry_pairs[cursor[tile]] = pair
-                    cursor[tile] += 1
+                    place = places[v, part, tile]
+                    entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
+                    places[v, part, tile] = place + 1
                     pair += 1
 
 
-# --- compositing ----------------------------------------------------------------------------------
-
-
 @_inline
-def _exp2(t):
-    """2^t for -126 < t <= 0."""
-    whole = np.int32(t)
-    fraction = t - f32(whole)
-    mantissa = ((((E5 * fraction + E4) * fraction + E3) * fraction + E2) * fraction + E1) * fraction + E0
-    return mantissa * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
+def _by_digit(source, source_start, target, target_start, count, shift, ends, digit):
+    """One pass of the radix sort: `count` rows to where ends[digit] says that their digits come."""
+    for i in range(source_start, source_start + count):
+        bucket = (source[i, 0] >> shift) & u32(255)
+        to = target_start + ends[digit, bucket]
+        target[to, 0], target[to, 1], target[to, 2] = source[i, 0], source[i, 1], source[i, 2]
+        ends[digit, bucket] += 1
 
 
-@_inline
-def _window(record, half, rows):
-    """Where a splat may show in a tile: its rows [first, last), and how many windows on each.
+@_kernel("void(i8, i8, i8[::1], u4[:,::1], i4[::1], i4[::1])")
+def sort_tiles(start, stop, tile_starts, entries, entry_splats, entry_pairs):
+    """The entries of the tiles start <= tile < stop in depth order, nearest first, as splats and pairs.
 
-    A window is LANES pixels wide. The windows slide along the ellipse's sheared axis, see `_window_start`;
-    their number is that of the row where the ellipse has most of its width inside of the tile.
+    Ties keep the order of the Gaussians. Radix sort by the bits of the depth, which for positive floats sort
+    like the numbers; a byte that all depths share is passed over. Leaves `entries` in disorder.
     """
-    mean_x, mean_y, half_h, shear = record[REC_X], record[REC_Y], record[REC_HALF_H], record[REC_SHEAR]
-    first = np.int64(min(max(mean_y - half_h + ALMOST_HALF, ZERO), rows))
-    last = np.int64(min(max(mean_y + half_h + HALF, ZERO), rows))
-    at_first = mean_x - shear * (f32(first) + HALF - mean_y)
-    at_last = mean_x - shear * (f32(last) - HALF - mean_y)
-    centre = max(min(at_first, at_last), min(max(at_first, at_last), f32(TILE_W / 2)))
-    left, right = max(centre - half, ZERO), min(centre + half, f32(TILE_W))
-    if not left <= right or first >= last:
-        return 0, 0, 0
-    windows = min((np.int64(right - left + ONE) + (LANES - 1)) // LANES, TILE_W // LANES)
-    return first, last, windows
+    longest = 0
+    for tile in range(start, stop):
+        longest = max(longest, tile_starts[tile + 1] - tile_starts[tile])
+    swap = np.empty((longest, 3), np.uint32)
+    ends = np.empty((4, 257), np.int64)
+    for tile in range(start, stop):
+        begin, count = tile_starts[tile], tile_starts[tile + 1] - tile_starts[tile]
+        ends[:] = 0
+        for i in range(begin, begin + count):
+            for digit in range(4):
+                ends[digit, ((entries[i, 0] >> u32(8 * digit)) & u32(255)) + 1] += 1
+        swapped = False
+        for digit in range(4):
+            shift = u32(8 * digit)
+            if count == 0 or ends[digit, ((entries[begin, 0] >> shift) & u32(255)) + 1] == count:
+                continue
+            for k in range(256):
+                ends[digit, k + 1] += ends[digit, k]
+            if swapped:
+                _by_digit(swap, 0, entries, begin, count, shift, ends, digit)
+            else:
+                _by_digit(entries, begin, swap, 0, count, shift, ends, digit)
+            swapped = not swapped
+        for i in range(count):
+            if swapped:
+                entry_splats[begin + i], entry_pairs[begin + i] = swap[i, 1], swap[i, 2]
+            else:
+                entry_splats[begin + i], entry_pairs[begin + i] = entries[begin + i, 1], entries[begin + i, 2]
+
+
+# --- compositing ----------------------------------------------------------------------------------
+# A tile's pixels stand in blocks of BLOCK_W x BLOCK_H, the lanes of one vector, and the blocks row by row.
+# `scratch` holds, block by block, FORWARD or BACKWARD vectors.
+
+
+@_inline
+def _lane_offsets():
+    """dx and dy of the centres of a block's pixels from its corner."""
+    y = select(numbers() < f32(BLOCK_W), ZERO, ONE)
+    return numbers() - f32(BLOCK_W) * y + HALF, y + HALF
+
+
+@_inline
+def _pixel(row, column, size):
+    """Where a tile's pixel is in a scratch array with blocks of `size` numbers: its lane of vector 0."""
+    block = row // BLOCK_H * BLOCK_COLUMNS + column // BLOCK_W
+    return block * size + row % BLOCK_H * BLOCK_W + column % BLOCK_W
 
 
 @_inline
 def _load_batch(records, entry_splats, begin, end, x0, y0, rows, batch, spans):
     """Readies the entries begin <= entry < end of the tile at (x0, y0).
 
-    Into `batch` [BATCH, 16] their records, the means counted from the tile's corner and REC_HALF2 replaced by
-    its root; into `spans` [BATCH, 3] their `_window`s. Fetching many at once hides how slow memory is.
+    Into `batch` [BATCH * RECORD] their records, the means counted from the tile's corner; into `spans`
+    [BATCH * SPAN] which blocks each shows in: its rows of blocks [first, last), then for each row
+    the first column, then for each the one after the last. Fetching many at once hides how slow memory is.
     """
     for j in range(end - begin):
-        splat = entry_splats[begin + j]
-        for k in range(RECORD):
-            batch[j, k] = records[splat, k]
+        splat = np.int64(entry_splats[begin + j])
+        for k in range(0, RECORD, LANES):
+            store(batch, j * RECORD + k, load(records, splat * RECORD + k))
     for j in range(end - begin):
-        record = batch[j]
-        record[REC_X] -= x0
-        record[REC_Y] -= y0
-        record[REC_HALF2] = math.sqrt(record[REC_HALF2])
-        spans[j, 0], spans[j, 1], spans[j, 2] = _window(record, record[REC_HALF2], rows)
-
-
-@_inline
-def _window_start(mean_x, dy, shear, half, windows):
-    """First column, counted as `mean_x` from the tile's left, of the windows on the row at dy."""
-    return np.int64(min(max(mean_x - shear * dy - half + ALMOST_HALF, ZERO), f32(TILE_W - LANES * windows)))
+        r, s = j * RECORD, j * SPAN
+        batch[r + REC_X] -= x0
+        batch[r + REC_Y] -= y0
+        mean_x, mean_y, half_h = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_HALF_H]
+        half2, taper, shear = batch[r + REC_HALF2], batch[r + REC_TAPER], batch[r + REC_SHEAR]
+        top = np.int32(min(max(mean_y - half_h + ALMOST_HALF, ZERO), rows))
+        bottom = np.int32(min(max(mean_y + half_h + HALF, ZERO), rows))
+        spans[s], spans[s + 1] = top // BLOCK_H, (bottom + (BLOCK_H - 1)) // BLOCK_H
+        # Both edges of the ellipse bulge outwards: on a row of blocks they reach furthest on its first pixel
+        # row or its last, or where the ellipse ends between them.
+        for k in range(0, BLOCK_ROWS, LANES):
+            dy = f32(BLOCK_H) * numbers() + (f32(k * BLOCK_H) + HALF - mean_y)
+            first, last = maximum(dy, -half_h), minimum(dy + f32(BLOCK_H - 1), half_h)
+            width_first = sqrt(maximum(half2 - taper * first * first, ZERO))
+            width_last = sqrt(maximum(half2 - taper * last * last, ZERO))
+            left = mean_x + minimum(ZERO - shear * first - width_first, ZERO - shear * last - width_last)
+            right = mean_x + maximum(width_first - shear * first, width_last - shear * last)
+            left = minimum(maximum(left + ALMOST_HALF, ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
+            right = minimum(maximum(right + f32(BLOCK_W - 0.5), ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
+            store_whole(spans, s + 2 + k, left)
+            store_whole(spans, s + 2 + BLOCK_ROWS + k, right)
 
 
 @_inline
 def _stopped(scratch, row):
-    """Whether every pixel of a tile row has stopped."""
-    live = ZERO
-    for column in range(TILE_W):
-        live += ONE if scratch[row * TILE_W + column] > ZERO else ZERO
-    return live == ZERO
+    """Whether every pixel of a row of blocks has stopped."""
+    for block in range(row * BLOCK_COLUMNS, (row + 1) * BLOCK_COLUMNS):
+        if any_lane(load(scratch, block * FORWARD) > ZERO):
+            return False
+    return True
 
 
 @_inline
 def _live_rows(scratch, first, last):
-    """Shrinks the range [first, last) of tile rows to those where some pixel has not stopped."""
+    """Shrinks the range [first, last) of rows of blocks to those where some pixel has not stopped."""
     while first < last and _stopped(scratch, first):
         first += 1
     while first < last and _stopped(scratch, last - 1):
@@ -670,103 +701,106 @@ def _live_rows(scratch, first, last):
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], i4[::1], f4[:,::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[::1])"
 )
 def composite_forward(
     start, stop, tile_starts, entry_splats, records, backgrounds, width, height, tiles_x, tiles_y,
-    rgb, alpha, depth, transmittance, last_entry,
+    rgb, alpha, depth, left,
 ):  # fmt: skip
     """Composites the tiles start <= tile < stop, front to back.
 
-    Also written, for the backward pass: the final transmittance and, counted from the tile's first entry, the
-    last entry that contributed (-1: none), per pixel.
+    Also written, for the backward pass, into `left`: of each block of each tile the final transmittances and,
+    counted from the tile's first entry, the last entries that contributed (-1: none).
 
-    Scratch planes: P0 transmittance, negated once the pixel has stopped; P1 ... P4 sums of r, g, b, depth; P5
-    last entry (a float, so that the planes are one array).
+    Vectors of a block: V0 transmittance, negated once the pixel has stopped; V1 ... V4 sums of r, g, b,
+    depth; V5 last entry.
     """
-    scratch = np.empty(6 * PLANE, np.float32)
-    batch, spans = np.empty((BATCH, RECORD), np.float32), np.empty((BATCH, 3), np.int64)
+    scratch = np.empty(TILE_BLOCKS * FORWARD, np.float32)
+    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    lane_x, lane_y = _lane_offsets()
+    nothing = spread(ZERO)
     for tile in range(start, stop):
         v = tile // (tiles_x * tiles_y)
         x0 = tile % tiles_x * TILE_W
         y0 = tile // tiles_x % tiles_y * TILE_H
         columns, rows = min(TILE_W, width - x0), min(TILE_H, height - y0)
-        fx0, fy0 = f32(x0), f32(y0)
-        scratch[:PLANE] = -ONE  # columns beyond the image are stopped from the start
-        scratch[PLANE : 5 * PLANE] = ZERO
-        scratch[5 * PLANE :] = -ONE
-        for row in range(rows):
-            scratch[row * TILE_W : row * TILE_W + columns] = ONE
+        for block in range(TILE_BLOCKS):
+            i = block * FORWARD
+            x = lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W)
+            y = lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H)
+            inside = (x < f32(columns)) & (y < f32(rows))
+            store(scratch, i, select(inside, ONE, -ONE))  # pixels beyond the image have stopped
+            for k in range(V1, V5, LANES):
+                store(scratch, i + k, nothing)
+            store(scratch, i + V5, nothing - ONE)
 
-        live_first, live_last = 0, rows
+        live_first, live_last = 0, (rows + BLOCK_H - 1) // BLOCK_H
         begin = tile_starts[tile]
         for entry in range(begin, tile_starts[tile + 1]):
             j = (entry - begin) % BATCH
             if j == 0:
                 end = min(entry + BATCH, tile_starts[tile + 1])
-                _load_batch(records, entry_splats, entry, end, fx0, fy0, f32(rows), batch, spans)
+                _load_batch(records, entry_splats, entry, end, f32(x0), f32(y0), f32(rows), batch, spans)
             if j % LIVE_CHECK == LIVE_CHECK - 1:
                 live_first, live_last = _live_rows(scratch, live_first, live_last)
                 if live_first == live_last:
                     break
-            record = batch[j]
-            first, last, windows = spans[j, 0], spans[j, 1], spans[j, 2]
-            mean_x, mean_y, half = record[REC_X], record[REC_Y], record[REC_HALF2]
-            A, B, C, log_opacity = record[REC_A], record[REC_B], record[REC_C], record[REC_LOG_OPACITY]
-            red, green, blue, z = record[REC_R], record[REC_G], record[REC_BLUE], record[REC_Z]
-            shear = record[REC_SHEAR]
-            number = f32(entry - begin)
-            for row in range(max(first, live_first), min(last, live_last)):
-                dy = f32(row) + HALF - mean_y
-                column = _window_start(mean_x, dy, shear, half, windows)
+            r, s = j * RECORD, j * SPAN
+            mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
+            A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
+            red, green, blue, z = (
+                batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
+            )  # fmt: skip
+            number = spread(f32(entry - begin))
+            for row in range(max(spans[s], live_first), min(spans[s + 1], live_last)):
+                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
                 constant, linear = log_opacity - C * dy * dy, B * dy
-                dx0 = f32(column) + HALF - mean_x
-                base = u64(row * TILE_W + column)
-                for _ in range(windows):
-                    for lane in range(LANES):
-                        i = base + u64(lane)
-                        dx = dx0 + f32(lane)
-                        t = constant - dx * (A * dx + linear)
-                        a = _exp2(t if t > F_LOG2_ALPHA_MIN else F_LOG2_ALPHA_MIN)
-                        a = a if a < F_ALPHA_MAX else F_ALPHA_MAX
-                        a = a if t >= F_LOG2_ALPHA_MIN else ZERO
-                        T = scratch[i + P0]
-                        w = a * T
-                        after = T - w
-                        stops = after < F_T_MIN
-                        w = ZERO if stops else w
-                        scratch[i + P0] = -abs(T) if stops else after
-                        scratch[i + P1] += w * red
-                        scratch[i + P2] += w * green
-                        scratch[i + P3] += w * blue
-                        scratch[i + P4] += w * z
-                        previous = scratch[i + P5]
-                        scratch[i + P5] = number if w > ZERO else previous
-                    base += u64(LANES)
-                    dx0 += f32(LANES)
+                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
+                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
+                i = (row * BLOCK_COLUMNS + first) * FORWARD
+                for _ in range(first, last):
+                    t = constant - dx * (A * dx + linear)
+                    a = minimum(exp2(maximum(t, F_LOG2_ALPHA_MIN)), F_ALPHA_MAX)
+                    a = select(t >= F_LOG2_ALPHA_MIN, a, ZERO)
+                    T = load(scratch, i)
+                    w = a * T
+                    after = T - w
+                    stops = after < F_T_MIN
+                    w = select(stops, ZERO, w)
+                    store(scratch, i, select(stops, ZERO - absolute(T), after))
+                    store(scratch, i + V1, load(scratch, i + V1) + w * red)
+                    store(scratch, i + V2, load(scratch, i + V2) + w * green)
+                    store(scratch, i + V3, load(scratch, i + V3) + w * blue)
+                    store(scratch, i + V4, load(scratch, i + V4) + w * z)
+                    store(scratch, i + V5, select(w > ZERO, number, load(scratch, i + V5)))
+                    dx = dx + f32(BLOCK_W)
+                    i += FORWARD
 
+        for block in range(TILE_BLOCKS):
+            i, k = block * FORWARD, tile * LEFT + block * 2 * LANES
+            store(left, k, absolute(load(scratch, i)))
+            store(left, k + LANES, load(scratch, i + V5))
+        red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
         for row in range(rows):
             for column in range(columns):
-                i = row * TILE_W + column
+                i = _pixel(row, column, FORWARD)
                 y, x = y0 + row, x0 + column
                 T = abs(scratch[i])
-                rgb[v, y, x, 0] = scratch[i + PLANE] + T * backgrounds[v, 0]
-                rgb[v, y, x, 1] = scratch[i + 2 * PLANE] + T * backgrounds[v, 1]
-                rgb[v, y, x, 2] = scratch[i + 3 * PLANE] + T * backgrounds[v, 2]
-                depth[v, y, x] = scratch[i + 4 * PLANE]
+                rgb[v, y, x, 0] = scratch[i + V1] + T * red
+                rgb[v, y, x, 1] = scratch[i + V2] + T * green
+                rgb[v, y, x, 2] = scratch[i + V3] + T * blue
+                depth[v, y, x] = scratch[i + V4]
                 alpha[v, y, x] = ONE - T
-                transmittance[v, y, x] = T
-                last_entry[v, y, x] = scratch[i + 5 * PLANE]
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], i4[::1], i4[::1], f4[:,::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[:,:,::1], f4[:,:,::1], f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[::1], f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,::1])"
 )
 def composite_backward(
     start, stop, tile_starts, entry_splats, entry_pairs, records, backgrounds, width, height, tiles_x,
-    tiles_y, transmittance, last_entry, v_rgb, v_alpha, v_depth, pair_grads,
+    tiles_y, left, v_rgb, v_alpha, v_depth, pair_grads,
 ):  # fmt: skip
     """Gradients of every pair (PAIR_GRADS) of the tiles start <= tile < stop, back to front.
 
@@ -776,108 +810,98 @@ def composite_backward(
 
     and dL/dalpha_i = T_i q_i - S_i / (1 - alpha_i). T_i comes from the saved T by dividing through 1 - alpha.
 
-    Scratch planes: P0 T_i, P1 S_i, P2 ... P5 dL/d(r, g, b, depth), P6 last entry. `sums`: one per
-    lane of each of PAIR_GRADS; an array of its own, because LLVM must see that the two do not overlap.
+    Vectors of a block: V0 T_i, V1 S_i, V2 ... V5 dL/d(r, g, b, depth), V6 last entry.
     """
-    scratch = np.empty(7 * PLANE, np.float32)
-    sums = np.empty(PAIR_GRADS * LANES, np.float32)
-    batch, spans = np.empty((BATCH, RECORD), np.float32), np.empty((BATCH, 3), np.int64)
+    scratch = np.empty(TILE_BLOCKS * BACKWARD, np.float32)
+    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    lane_x, lane_y = _lane_offsets()
+    nothing = spread(ZERO)
     for tile in range(start, stop):
         v = tile // (tiles_x * tiles_y)
         x0 = tile % tiles_x * TILE_W
         y0 = tile // tiles_x % tiles_y * TILE_H
         columns, rows = min(TILE_W, width - x0), min(TILE_H, height - y0)
-        fx0, fy0 = f32(x0), f32(y0)
-        scratch[: 6 * PLANE] = ZERO
-        scratch[6 * PLANE : 7 * PLANE] = -ONE
-        furthest = -ONE
+        scratch[:] = ZERO
         for row in range(rows):
             for column in range(columns):
-                i = row * TILE_W + column
+                i = _pixel(row, column, BACKWARD)
                 y, x = y0 + row, x0 + column
-                T, red, green, blue = (
-                    transmittance[v, y, x],
-                    v_rgb[v, y, x, 0],
-                    v_rgb[v, y, x, 1],
-                    v_rgb[v, y, x, 2],
-                )
-                scratch[i] = T
-                behind = red * backgrounds[v, 0] + green * backgrounds[v, 1] + blue * backgrounds[v, 2]
-                scratch[i + PLANE] = T * (behind - v_alpha[v, y, x])
-                scratch[i + 2 * PLANE] = red
-                scratch[i + 3 * PLANE] = green
-                scratch[i + 4 * PLANE] = blue
-                scratch[i + 5 * PLANE] = v_depth[v, y, x]
-                scratch[i + 6 * PLANE] = last_entry[v, y, x]
-                furthest = max(furthest, last_entry[v, y, x])
+                scratch[i + V1] = -v_alpha[v, y, x]
+                scratch[i + V2] = v_rgb[v, y, x, 0]
+                scratch[i + V3] = v_rgb[v, y, x, 1]
+                scratch[i + V4] = v_rgb[v, y, x, 2]
+                scratch[i + V5] = v_depth[v, y, x]
+        red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
+        furthest = nothing - ONE
+        for block in range(TILE_BLOCKS):
+            i, k = block * BACKWARD, tile * LEFT + block * 2 * LANES
+            T, last_entry = load(left, k), load(left, k + LANES)
+            behind = red * load(scratch, i + V2) + green * load(scratch, i + V3)
+            behind = behind + blue * load(scratch, i + V4) + load(scratch, i + V1)
+            store(scratch, i, T)
+            store(scratch, i + V1, T * behind)
+            store(scratch, i + V6, last_entry)
+            furthest = maximum(furthest, last_entry)
 
         begin = tile_starts[tile]
-        beyond = begin + np.int64(furthest) + 1
+        beyond = begin + np.int64(largest(furthest)) + 1
         for entry in range(beyond, tile_starts[tile + 1]):
-            pair_grads[entry_pairs[entry]] = ZERO
+            for k in range(PAIR_GRADS):
+                pair_grads[entry_pairs[entry], k] = ZERO
         for entry in range(beyond - 1, begin - 1, -1):
             j = (entry - begin) % BATCH
             if j == BATCH - 1 or entry == beyond - 1:
-                _load_batch(records, entry_splats, entry - j, entry + 1, fx0, fy0, f32(rows), batch, spans)
-            record = batch[j]
-            first, last, windows = spans[j, 0], spans[j, 1], spans[j, 2]
-            mean_x, mean_y, half = record[REC_X], record[REC_Y], record[REC_HALF2]
-            A, B, C, log_opacity = record[REC_A], record[REC_B], record[REC_C], record[REC_LOG_OPACITY]
-            red, green, blue, z = record[REC_R], record[REC_G], record[REC_BLUE], record[REC_Z]
-            shear = record[REC_SHEAR]
-            number = f32(entry - begin)
-            sums[:] = ZERO
-            for row in range(first, last):
-                dy = f32(row) + HALF - mean_y
-                dy2 = dy * dy
-                column = _window_start(mean_x, dy, shear, half, windows)
-                constant, linear = log_opacity - C * dy2, B * dy
-                dx0 = f32(column) + HALF - mean_x
-                base = u64(row * TILE_W + column)
-                for _ in range(windows):
-                    for lane in range(LANES):
-                        k = u64(lane)
-                        i = base + k
-                        dx = dx0 + f32(lane)
-                        t = constant - dx * (A * dx + linear)
-                        raw = _exp2(t if t > F_LOG2_ALPHA_MIN else F_LOG2_ALPHA_MIN)
-                        raw = raw if t >= F_LOG2_ALPHA_MIN else ZERO
-                        raw = raw if number <= scratch[i + P6] else ZERO
-                        a = raw if raw < F_ALPHA_MAX else F_ALPHA_MAX
-                        inverse = ONE / (ONE - a)
-                        v_r, v_g, v_b, v_z = (
-                            scratch[i + P2],
-                            scratch[i + P3],
-                            scratch[i + P4],
-                            scratch[i + P5],
-                        )
-                        q = red * v_r + green * v_g + blue * v_b + z * v_z
-                        T = scratch[i + P0] * inverse
-                        S = scratch[i + P1]
-                        w = a * T
-                        g = raw * (T * q - S * inverse)
-                        g = g if raw < F_ALPHA_MAX else ZERO  # at the cap alpha is constant
-                        scratch[i + P0] = T
-                        scratch[i + P1] = S + w * q
-                        g_dx = g * dx
-                        sums[k + A0] += g
-                        sums[k + A1] += g_dx
-                        sums[k + A2] += g * dy
-                        sums[k + A3] += g_dx * dx
-                        sums[k + A4] += g_dx * dy
-                        sums[k + A5] += g * dy2
-                        sums[k + A6] += w * v_r
-                        sums[k + A7] += w * v_g
-                        sums[k + A8] += w * v_b
-                        sums[k + A9] += w * v_z
-                    base += u64(LANES)
-                    dx0 += f32(LANES)
-            out = pair_grads[entry_pairs[entry]]
-            for k in range(PAIR_GRADS):
-                total = ZERO
-                for lane in range(LANES):
-                    total += sums[k * LANES + lane]
-                out[k] = total
+                _load_batch(
+                    records, entry_splats, entry - j, entry + 1, f32(x0), f32(y0), f32(rows), batch, spans
+                )
+            r, s = j * RECORD, j * SPAN
+            mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
+            A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
+            red, green, blue, z = (
+                batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
+            )  # fmt: skip
+            number = spread(f32(entry - begin))
+            g_1, g_x, g_y, g_xx, g_xy, g_yy = nothing, nothing, nothing, nothing, nothing, nothing
+            g_red, g_green, g_blue, g_z = nothing, nothing, nothing, nothing
+            for row in range(spans[s], spans[s + 1]):
+                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
+                constant, linear = log_opacity - C * dy * dy, B * dy
+                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
+                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
+                i = (row * BLOCK_COLUMNS + first) * BACKWARD
+                for _ in range(first, last):
+                    t = constant - dx * (A * dx + linear)
+                    counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
+                    raw = select(counts, exp2(maximum(t, F_LOG2_ALPHA_MIN)), ZERO)
+                    a = minimum(raw, F_ALPHA_MAX)
+                    inverse = ONE / (ONE - a)
+                    v_r, v_g = load(scratch, i + V2), load(scratch, i + V3)
+                    v_b, v_z = load(scratch, i + V4), load(scratch, i + V5)
+                    q = red * v_r + green * v_g + blue * v_b + z * v_z
+                    T, S = load(scratch, i) * inverse, load(scratch, i + V1)
+                    w = a * T
+                    g = raw * (T * q - S * inverse)
+                    g = select(raw < F_ALPHA_MAX, g, ZERO)  # at the cap alpha is constant
+                    store(scratch, i, T)
+                    store(scratch, i + V1, S + w * q)
+                    g_dx, g_dy = g * dx, g * dy
+                    g_1 += g
+                    g_x += g_dx
+                    g_y += g_dy
+                    g_xx += g_dx * dx
+                    g_xy += g_dx * dy
+                    g_yy += g_dy * dy
+                    g_red += w * v_r
+                    g_green += w * v_g
+                    g_blue += w * v_b
+                    g_z += w * v_z
+                    dx = dx + f32(BLOCK_W)
+                    i += BACKWARD
+            p = entry_pairs[entry]
+            pair_grads[p, 0], pair_grads[p, 1], pair_grads[p, 2] = total(g_1), total(g_x), total(g_y)
+            pair_grads[p, 3], pair_grads[p, 4], pair_grads[p, 5] = total(g_xx), total(g_xy), total(g_yy)
+            pair_grads[p, 6], pair_grads[p, 7] = total(g_red), total(g_green)
+            pair_grads[p, 8], pair_grads[p, 9] = total(g_blue), total(g_z)
 
 
 @_kernel(
@@ -885,18 +909,9 @@ def composite_backward(
     "f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1])"
 )
 def reduce_pairs(
-    start,
-    stop,
-    pair_offsets,
-    pair_grads,
-    conics,
-    opacities,
-    v_means2d,
-    v_depths,
-    v_conics,
-    v_opacities,
-    v_colors,
-):
+    start, stop, pair_offsets, pair_grads, conics, opacities,
+    v_means2d, v_depths, v_conics, v_opacities, v_colors,
+):  # fmt: skip
     """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order."""
     count = opacities.shape[0]
     sums = np.empty(PAIR_GRADS)
@@ -905,9 +920,9 @@ def reduce_pairs(
         for v in range(v_colors.shape[0]):
             v_colors[v, n, 0], v_colors[v, n, 1], v_colors[v, n, 2] = ZERO, ZERO, ZERO
         for v in range(conics.shape[0]):
-            g = v * count + n
             sums[:] = 0.0
-            for pair in range(pair_offsets[g], pair_offsets[g + 1]):
+            splat = v * count + n
+            for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
                 for j in range(PAIR_GRADS):
                     sums[j] += pair_grads[pair, j]
             a, b, c = conics[v, n, 0], conics[v, n, 1], conics[v, n, 2]

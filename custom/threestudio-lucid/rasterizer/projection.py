@@ -55,7 +55,7 @@ def project(
     Args:
         means: [N, 3], world.
         quats: [N, 4], wxyz, any length > 0.
-        scales: [N, 3], standard deviations along the Gaussian's own axes, world units.
+        scales: [N, 3] or [B, N, 3], standard deviations along the Gaussian's own axes, world units.
         viewmats: [B, 4, 4], rigid, world to camera (x right, y down, z forward).
         Ks: [B, 3, 3], intrinsics in pixels; skew is not looked at.
         width, height: image size in pixels.
@@ -86,7 +86,7 @@ def project(
     jacobian = jacobian.unflatten(-1, (2, 3))
 
     # 3. covariance on the image: (J W R S)(J W R S)^T + eps2d I
-    root = jacobian @ rotation @ (quats_to_rotations(quats) * scales[:, None, :])[None]
+    root = jacobian @ rotation @ (quats_to_rotations(quats) * scales[..., None, :])
     cov = root @ root.transpose(-1, -2)
     xx, xy, yy = cov[..., 0, 0] + eps2d, cov[..., 0, 1], cov[..., 1, 1] + eps2d
 

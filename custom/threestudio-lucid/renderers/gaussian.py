@@ -86,8 +86,8 @@ class LucidGaussianRenderer(Rasterizer):
         Returns:
             comp_rgb, comp_rgb_fg [B, H, W, 3], the latter on black; comp_rgb_bg broadcastable to them;
             opacity, depth [B, H, W, 1], depth = sum of w_i z_i; disparity [B, H, W, 1] in [0, 1], near is 1;
-            scales [views, N, 3] as drawn; screen: a list of (means2d, radii), whose means2d.grad after
-            backward is dL/d(pixel position) [b, N, 2] of b views each.
+            scales [N, 3] or [B, N, 3] as drawn; screen: (means2d [B, N, 2], radii [B, N]), where means2d.grad
+            after the backward pass is dL/d(pixel position).
         """
         height, width = int(height), int(width)
         if generator is None:
@@ -100,29 +100,23 @@ class LucidGaussianRenderer(Rasterizer):
         color = self._color_arguments(g, generator)
         drawn = self._drawn_scales(scales(g), len(c2w), generator)
 
-        # 2. views that share their scales are drawn together
-        renders = [
-            rasterize(
-                g.means,
-                g.quats,
-                s,
-                opacities(g),
-                viewmats=views,
-                Ks=ks,
-                width=width,
-                height=height,
-                near=self.cfg.near,
-                eps2d=self.cfg.blur,
-                backend=self.cfg.backend,
-                **color,
-            )
-            for s, views, ks in zip(drawn, viewmats.chunk(len(drawn)), Ks.chunk(len(drawn)), strict=True)
-        ]
+        # 2. all views at once
+        rgb, alpha, depth, info = rasterize(
+            g.means,
+            g.quats,
+            drawn,
+            opacities(g),
+            viewmats=viewmats,
+            Ks=Ks,
+            width=width,
+            height=height,
+            near=self.cfg.near,
+            eps2d=self.cfg.blur,
+            backend=self.cfg.backend,
+            **color,
+        )
 
         # 3. on the background
-        rgb, alpha, depth = (
-            torch.cat([getattr(r, name) for r in renders]) for name in ("rgb", "alpha", "depth")
-        )
         return {
             "comp_rgb": rgb + (1.0 - alpha) * background,
             "comp_rgb_fg": rgb,
@@ -131,7 +125,7 @@ class LucidGaussianRenderer(Rasterizer):
             "depth": depth,
             "disparity": normalized_disparity(depth, alpha, fovy, self.cfg.background_depth),
             "scales": drawn,
-            "screen": [(r.info["means2d"], r.info["radii"]) for r in renders],
+            "screen": (info["means2d"], info["radii"]),
         }
 
     def _background(
@@ -164,9 +158,9 @@ class LucidGaussianRenderer(Rasterizer):
         return {"colors": sh_coefficients(g), "sh_degree": degree}
 
     def _drawn_scales(self, s: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """Scales [1, N, 3] for all views, or [B, N, 3] when each view has noise of its own."""
+        """Scales [N, 3] for all views, or [B, N, 3] when each view has noise of its own."""
         if not self.training or self.cfg.scale_noise == 0.0:
-            return s[None]
+            return s
         noise = torch.randn(n, *s.shape, generator=generator, device=s.device, dtype=s.dtype)
         # The released code clamps at 0; a rasterizer wants scales above it. Nine sigma away by default.
         return s * (1.0 + self.cfg.scale_noise * noise).clamp_min(1e-3)

@@ -118,7 +118,11 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         if isinstance(self.guidance, LucidGuidance):
             self.guidance.check_prompts(self.prompt_utils)
         return torch.optim.Adam(
-            self.geometry.parameter_groups(), betas=tuple(self.cfg.adam_betas), eps=self.cfg.adam_eps
+            self.geometry.parameter_groups(),
+            betas=tuple(self.cfg.adam_betas),
+            eps=self.cfg.adam_eps,
+            # one launch for each parameter instead of a dozen; None leaves the choice to PyTorch
+            fused=True if self.device.type == "cuda" else None,
         )
 
     # ---- checkpoints -----------------------------------------------------------------------------------
@@ -162,16 +166,18 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             for name, value in values.items():
                 logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
 
+        logs["gaussians"] = self.geometry.cloud.n.float()
+        every = self.trainer.log_every_n_steps
+        if every and (step + 1) % every == 0:  # what Lightning is given in between goes nowhere, slowly
+            # Here and not at the end: a GPU is still busy with all of the above, and waited for below.
+            self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
+
         self._restrain_gradients()
         if self._gradients_are_finite(step):
             self._control_density(optimizer, rendered, step + 1)
             self.record.update(logs)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        logs["gaussians"] = self.geometry.cloud.n.float()
-        every = self.trainer.log_every_n_steps
-        if every and (step + 1) % every == 0:  # what Lightning is given in between goes nowhere, slowly
-            self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
 
     def _loss(
         self, out: dict[str, Any], batch: dict[str, Any], show_disparity: bool
@@ -260,12 +266,11 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             cloud.logit_opacities.grad = None
 
     def _gather(self, rendered: list) -> None:
-        views = [(*screen, width, height) for screens, width, height in rendered for screen in screens]
         if self.density.last_view_only:
-            means2d, radii, width, height = views[-1]
+            (means2d, radii), width, height = rendered[-1]
             self.geometry.gather_density(means2d.grad[-1:], radii[-1:], width, height)
             return
-        for means2d, radii, width, height in views:
+        for (means2d, radii), width, height in rendered:
             self.geometry.gather_density(means2d.grad, radii, width, height)
 
     def _sum_over_processes(self, *tensors: Tensor) -> None:

@@ -1,0 +1,284 @@
+"""Vectors of LANES floats for numba: what a kernel says in them becomes one machine instruction each.
+
+LLVM turns plain loops into vector code too, where it sees that it may, which differs from processor to
+processor and from one line to the next. With these types there is nothing to see:
+
+    v = load(array, i)               array[i : i + LANES] of a float32 array, C-contiguous, [.]
+    store(array, i, v)
+    v + w, v - w, v * w, v / w       of vectors, or a vector and a float32
+    v < w, v <= w, v > w, v >= w     masks; m & n of two of them
+    select(mask, v, w)               v where the mask is set, else w
+    numbers()                        0, 1, ... LANES - 1
+    minimum(v, w), maximum(v, w), sqrt(v), absolute(v), exp2(v), spread(x)
+    total(v), largest(v), any_lane(mask)
+
+On a processor with shorter registers LLVM splits a vector in two or four.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES = 8  # one register of AVX, two of NEON or SSE
+
+# No infinities, NaNs or signed zeros to look after; a * b + c may be fused. Sums keep the order they have.
+_FLAGS = ("contract", "nsz", "arcp")
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_MASK = ir.VectorType(ir.IntType(1), LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+
+
+class _Floats(types.Type):
+    """The numba type of LANES float32."""
+
+
+class _Mask(types.Type):
+    """The numba type of LANES truths."""
+
+
+floats, mask = _Floats(f"floats x {LANES}"), _Mask(f"mask x {LANES}")
+
+
+@register_model(_Floats)
+class _FloatsModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, type_: types.Type):
+        super().__init__(manager, type_, _FLOATS)
+
+
+@register_model(_Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, type_: types.Type):
+        super().__init__(manager, type_, _MASK)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A vector as it is, a float in all lanes."""
+    if value.type == _FLOATS:
+        return value
+    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+
+
+def _operator(function: Any, result: types.Type, emit: Any) -> None:
+    """Teaches numba what `function` does with two vectors, or with a vector and a float32."""
+    pairs = [(floats, floats), (floats, types.float32), (types.float32, floats)]
+
+    @type_callable(function)
+    def type_(context: Any) -> Any:
+        return lambda a, b: result if (a, b) in pairs else None
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return emit(builder, *(_spread(builder, arg) for arg in args))
+
+    for pair in pairs:
+        lower_builtin(function, *pair)(lower)
+
+
+def _arithmetic(name: str) -> Any:
+    return lambda builder, a, b: getattr(builder, name)(a, b, flags=_FLAGS)
+
+
+def _comparison(sign: str) -> Any:
+    return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
+
+
+_operator(operator.add, floats, _arithmetic("fadd"))
+_operator(operator.sub, floats, _arithmetic("fsub"))
+_operator(operator.mul, floats, _arithmetic("fmul"))
+_operator(operator.truediv, floats, _arithmetic("fdiv"))
+_operator(operator.iadd, floats, _arithmetic("fadd"))  # v += w makes a new v
+_operator(operator.lt, mask, _comparison("<"))
+_operator(operator.le, mask, _comparison("<="))
+_operator(operator.gt, mask, _comparison(">"))
+_operator(operator.ge, mask, _comparison(">="))
+
+
+@type_callable(operator.and_)
+def _type_and(context: Any) -> Any:
+    return lambda a, b: mask if a == b == mask else None
+
+
+@lower_builtin(operator.and_, mask, mask)
+def _lower_and(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+    return builder.and_(*args)
+
+
+# --- functions ------------------------------------------------------------------------------------
+
+
+def _address(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+    """Where lane 0 of (array, index, ...) is."""
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+@intrinsic
+def load(typing: Any, array: Any, index: Any) -> Any:
+    """array[index : index + LANES]; nothing checks that it is there."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        address = builder.bitcast(_address(context, builder, sig, args), _FLOATS.as_pointer())
+        return builder.load(address, align=4)
+
+    return floats(array, index), lower
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """array[index : index + LANES] = vector."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        address = builder.bitcast(_address(context, builder, sig, args), _FLOATS.as_pointer())
+        builder.store(args[2], address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, vector), lower
+
+
+@intrinsic
+def store_whole(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """array[index : index + LANES] = vector, rounded towards zero, in an int32 array."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        address = builder.bitcast(_address(context, builder, sig, args), _INTS.as_pointer())
+        builder.store(builder.fptosi(args[2], _INTS), address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, vector), lower
+
+
+@intrinsic
+def spread(typing: Any, x: Any) -> Any:
+    """A float32 in all lanes."""
+    return floats(types.float32), lambda context, builder, sig, args: _spread(builder, args[0])
+
+
+@intrinsic
+def numbers(typing: Any) -> Any:
+    """0, 1, ... LANES - 1."""
+    values = ir.Constant(_FLOATS, [float(i) for i in range(LANES)])
+    return floats(), lambda context, builder, sig, args: values
+
+
+@intrinsic
+def select(typing: Any, where: Any, vector: Any, other: Any) -> Any:
+    """Lane by lane: vector where the mask is set, else the other; either may be a float32."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return builder.select(args[0], *(_spread(builder, arg) for arg in args[1:]))
+
+    return floats(where, vector, other), lower
+
+
+def _unary(name: str, doc: str) -> Any:
+    """An intrinsic of LLVM on one vector."""
+
+    def typed(typing: Any, vector: Any) -> Any:
+        def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+            kind = ir.FunctionType(_FLOATS, [_FLOATS])
+            function = builder.module.declare_intrinsic(f"{name}.v{LANES}f32", (), kind)
+            return builder.call(function, args, fastmath=_FLAGS)
+
+        return floats(floats), lower
+
+    typed.__doc__ = doc
+    return intrinsic(typed)
+
+
+sqrt = _unary("llvm.sqrt", "The square root of each lane.")
+absolute = _unary("llvm.fabs", "Each lane without its sign.")
+
+
+def _fold(builder: ir.IRBuilder, v: ir.Value, join: Any) -> ir.Value:
+    """One number of all lanes: halves joined with each other, so that the order is the same everywhere."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        index, nothing = ir.VectorType(ir.IntType(32), width), ir.Constant(v.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(v, nothing, ir.Constant(index, [first + i for i in range(width)]))
+            for first in (0, width)
+        )
+        v = join(low, high)
+    return builder.extract_element(v, ir.IntType(32)(0))
+
+
+@intrinsic
+def total(typing: Any, vector: Any) -> Any:
+    """The sum of the lanes."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return _fold(builder, args[0], lambda a, b: builder.fadd(a, b, flags=_FLAGS))
+
+    return types.float32(floats), lower
+
+
+@intrinsic
+def largest(typing: Any, vector: Any) -> Any:
+    """The largest of the lanes."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return _fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return types.float32(floats), lower
+
+
+@intrinsic
+def any_lane(typing: Any, where: Any) -> Any:
+    """Whether a mask is set anywhere."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        bits = builder.bitcast(args[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(mask), lower
+
+
+@intrinsic
+def _times_power_of_two(typing: Any, vector: Any, exponent: Any) -> Any:
+    """vector * 2^n, where n is in the low bits of `exponent`: added to the bits of vector's own exponent."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        value, n = (builder.bitcast(arg, _INTS) for arg in args)
+        return builder.bitcast(builder.add(value, builder.shl(n, ir.Constant(_INTS, [23] * LANES))), _FLOATS)
+
+    return floats(floats, floats), lower
+
+
+# A float this large has no bits after the point: adding it rounds to whole numbers, in the low bits.
+_ROUNDS = np.float32(1.5 * 2**23)
+
+# 2^f for |f| <= 1/2, degree 5, exact at 0, the largest relative error as small as it gets: 9.1e-8.
+E0, E1, E2, E3, E4, E5 = (
+    np.float32(c) for c in (1.0, 0.6931469776, 0.2402224208, 0.0555073375, 0.0096715128, 0.0013264725)
+)
+
+
+@njit(error_model="numpy")
+def exp2(t):
+    """2^t of each lane, for |t| < 126."""
+    shifted = t + _ROUNDS
+    f = t - (shifted - _ROUNDS)
+    mantissa = ((((E5 * f + E4) * f + E3) * f + E2) * f + E1) * f + E0
+    return _times_power_of_two(mantissa, shifted)
+
+
+@njit(error_model="numpy")
+def minimum(v, w):
+    """The smaller of two, lane by lane; one may be a float32."""
+    return select(v < w, v, w)
+
+
+@njit(error_model="numpy")
+def maximum(v, w):
+    """The larger of two, lane by lane; one may be a float32."""
+    return select(v > w, v, w)

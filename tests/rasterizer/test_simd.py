@@ -1,0 +1,78 @@
+"""Vectors for numba: each function against numpy on the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numba import njit
+
+from threestudio_lucid.rasterizer import simd
+from threestudio_lucid.rasterizer.simd import LANES
+
+f32 = np.float32
+
+
+@njit
+def _everything(a, b, out, whole):
+    """One row of `out` for each function of a[:LANES], b[:LANES]."""
+    v, w = simd.load(a, 0), simd.load(b, 0)
+    rows = (
+        v + w, v - w, v * w, v / w, v + f32(2), f32(2) - v,
+        simd.minimum(v, w), simd.maximum(v, f32(0.25)), simd.sqrt(v * v), simd.absolute(v),
+        simd.select(v < w, v, f32(7)), simd.select((v <= w) & (w > f32(0)), f32(1), f32(0)),
+        simd.select(v >= w, w, v), simd.numbers(), simd.spread(f32(3)), simd.load(a, 3),
+    )  # fmt: skip
+    for i, row in enumerate(rows):
+        simd.store(out, i * LANES, row)
+    simd.store_whole(whole, 1, v)
+    total = v
+    total += w
+    return simd.total(total), simd.largest(v), simd.any_lane(v > w), simd.any_lane(v > f32(100))
+
+
+def test_every_function_does_what_numpy_does():
+    rng = np.random.default_rng(0)
+    a, b = (5 * rng.standard_normal(LANES + 3).astype(f32) for _ in range(2))
+    v, w = a[:LANES], b[:LANES]
+    expected = [
+        v + w, v - w, v * w, v / w, v + 2, 2 - v,
+        np.minimum(v, w), np.maximum(v, 0.25), np.abs(v), np.abs(v),
+        np.where(v < w, v, 7), (v <= w) & (w > 0), np.where(v >= w, w, v),
+        np.arange(LANES), np.full(LANES, 3), a[3 : LANES + 3],
+    ]  # fmt: skip
+    out, whole = np.empty(len(expected) * LANES, f32), np.full(LANES + 2, -9, np.int32)
+    total, largest, some, none = _everything(a, b, out, whole)
+    for row, value in zip(out.reshape(-1, LANES), expected, strict=True):
+        np.testing.assert_allclose(row, value, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(whole, [-9, *np.trunc(v), -9])
+    assert total == pytest.approx((v + w).sum(), rel=1e-5)
+    assert largest == v.max()
+    assert some and not none
+
+
+@njit
+def _exp2(t, out):
+    for i in range(0, len(t), LANES):
+        simd.store(out, i, simd.exp2(simd.load(t, i)))
+
+
+def test_exp2_is_as_exact_as_float32_arithmetic():
+    t = np.linspace(-120, 120, 100 * LANES).astype(f32)
+    out = np.empty_like(t)
+    _exp2(t, out)
+    np.testing.assert_allclose(out, np.exp2(t.astype(np.float64)), rtol=2.5e-7)
+    _exp2(np.zeros(LANES, f32), out)
+    assert (out[:LANES] == 1).all()
+
+
+@njit
+def _sum_of_products(a, b):
+    total = simd.spread(f32(0))
+    for i in range(0, len(a), LANES):
+        total += simd.load(a, i) * simd.load(b, i)
+    return simd.total(total)
+
+
+def test_a_loop_in_vectors():
+    a, b = (np.arange(4 * LANES, dtype=f32) for _ in range(2))
+    assert _sum_of_products(a, b) == (a * b).sum()
