@@ -77,8 +77,8 @@ class LucidGuidance(BaseObject):
         """Another autoencoder of the same latents, a folder or hub id (madebyollin/taesd); null: its own."""
         compile: bool = False
         """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
-        cuda_graphs: bool = True
-        """On CUDA, launch each network's kernels as one; on a CPU in bfloat16, record the denoiser's."""
+        graphs: bool = True
+        """Replay recordings of the networks: CUDA graphs, or on a CPU in bfloat16 lists of operators."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None
@@ -141,7 +141,7 @@ class LucidGuidance(BaseObject):
         card = self.prior.card
         # load now: what is wrong with the weights should show before training starts
         _ = self.prior.schedule, self.prior.unet, self.prior.vae
-        self.prior.speed_up(self.cfg.compile, self.cfg.cuda_graphs)
+        self.prior.speed_up(self.cfg.compile, self.cfg.graphs)
         self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
         if line := stock.report(self.cfg, self.guidance_scale):
