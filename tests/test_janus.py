@@ -21,16 +21,8 @@ def janus(load_script):
 
 def test_two_steps_of_each_arm_and_again(janus, small_prior, tmp_path, capfd, monkeypatch):
     given = [
-        *(
-            "--prompt",
-            "a robot",
-            "--arms",
-            "plain,negative,perp-neg",
-            "--starts",
-            "shape:ball",
-            "--steps",
-            "2",
-        ),
+        *("--prompt", "a robot", "--arms", "plain,negative,perp-neg"),
+        *("--starts", "shape:ball", "--steps", "2"),
         *("--out", str(tmp_path), f"system.guidance.prior={small_prior}"),
         f"system.prompt_processor.cache_dir={tmp_path}/cache",
         *("data.height=16", "data.batch_size=2", "data.eval_height=32"),

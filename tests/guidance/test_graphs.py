@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from threestudio_lucid.guidance.cards import find_card
 from threestudio_lucid.guidance.prior import Prior
 
 pytestmark = [
@@ -67,7 +68,8 @@ def test_replayed_encoder_has_the_encoders_gradient(prior):
 
 
 def test_compiled_networks_are_the_networks(saved_priors):
-    prior = Prior.load(saved_priors["v"], "cuda", "float16")
+    # of its own, since it stays compiled
+    prior = Prior(find_card(saved_priors["v"]), torch.device("cuda"), torch.float16)
     x, text = inputs(prior, 4, 0)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).cuda()
 

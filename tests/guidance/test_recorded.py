@@ -15,7 +15,8 @@ from threestudio_lucid.guidance.ism import ism_step
 from threestudio_lucid.guidance.prior import Prior
 from threestudio_lucid.guidance.recorded import Recorded, drop_idle, pack, record, split_off
 
-has_bfloat16 = recorded.onednn._is_mkldnn_bf16_supported()
+has_onednn = torch.backends.mkldnn.is_available()
+has_bfloat16 = has_onednn and recorded.onednn._is_mkldnn_bf16_supported()
 DTYPES = [
     "float32",
     pytest.param("bfloat16", marks=pytest.mark.skipif(not has_bfloat16, reason="too old a CPU")),

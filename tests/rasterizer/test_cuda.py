@@ -102,6 +102,12 @@ def test_needs_cuda_tensors(backend, monkeypatch):
         one_gaussian().render(backend)
 
 
+def test_an_old_gsplat_is_named():
+    gsplat_adapter._check_version("1.5.3")
+    with pytest.raises(UserError, match=r"gsplat 1\.5\.2 is installed.*pip install -U gsplat"):
+        gsplat_adapter._check_version("1.5.2")
+
+
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [(("gsplat", "inria"), "gsplat"), (("inria",), "inria"), ((), "cpu")],

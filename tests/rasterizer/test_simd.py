@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numba import njit
+from numba.core.errors import TypingError
 
-from threestudio_lucid.rasterizer import simd
+from threestudio_lucid.rasterizer import kernels, simd
 from threestudio_lucid.rasterizer.simd import LANES
 
 f32 = np.float32
@@ -76,3 +80,20 @@ def _sum_of_products(a, b):
 def test_a_loop_in_vectors():
     a, b = (np.arange(4 * LANES, dtype=f32) for _ in range(2))
     assert _sum_of_products(a, b) == (a * b).sum()
+
+
+@pytest.mark.parametrize("array", [np.zeros(LANES), np.zeros((2, LANES), f32), np.zeros(2 * LANES, f32)[::2]])
+def test_only_flat_float32_arrays_are_loaded(array):
+    @njit
+    def first(a):
+        return simd.total(simd.load(a, 0))
+
+    with pytest.raises(TypingError):
+        first(array)
+
+
+def test_the_kernels_say_what_is_compiled_into_them():
+    folder = Path(kernels.__file__).parent
+    text = "".join((folder / name).read_text() for name in ("constants.py", "simd.py"))
+    now = hashlib.sha1(text.encode()).hexdigest()[:12]
+    assert now == kernels.COMPILED_IN, f'write COMPILED_IN = "{now}" in kernels.py, or old kernels are kept'

@@ -103,7 +103,7 @@ class GaussianCloud(nn.Module):
         self.register_buffer("grad_sum", torch.zeros(capacity))
         self.register_buffer("grad_count", torch.zeros(capacity))
         self.register_buffer("frozen", torch.zeros(capacity, dtype=torch.bool))
-        self._counted: tuple[Tensor | None, int, int] = None, 0, 0
+        self._counted = 0, 0, 0  # id and version of `n` when it was last read, and what it was
 
     @property
     def capacity(self) -> int:
@@ -117,11 +117,10 @@ class GaussianCloud(nn.Module):
         """Number of living Gaussians. A GPU is waited for only if `n` was written to since the last call."""
         if self.n.is_inference():  # these do not know whether they were
             return int(self.n)
-        counted, version, count = self._counted
-        if counted is not self.n or version != self.n._version:
-            count = int(self.n)
-            self._counted = self.n, self.n._version, count
-        return count
+        now = id(self.n), self.n._version
+        if self._counted[:2] != now:
+            self._counted = *now, int(self.n)
+        return self._counted[2]
 
     @property
     def params(self) -> dict[str, nn.Parameter]:

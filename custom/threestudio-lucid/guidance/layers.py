@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+# Latents of a side; with more, the products take memory that their speed is not worth.
+LARGEST_PRODUCT = 64
 WIDEST_FUSED_HEAD = 256  # channels; above, PyTorch's fused attention has only a kernel of an older GPU's
 
 

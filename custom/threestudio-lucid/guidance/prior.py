@@ -30,7 +30,7 @@ from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, spell_out
 from .graphs import Replayed, ReplayedWithGradient
-from .layers import multiply_wide_heads, normalise_by_channels
+from .layers import LARGEST_PRODUCT, multiply_wide_heads, normalise_by_channels
 from .lora import merge_loras
 from .recorded import Recorded, pays_off
 from .schedule import PREDICTION_TYPES, NoiseSchedule
@@ -234,7 +234,7 @@ class Prior:
                 "AutoencoderTiny."
             )
         vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.latent_size <= LARGEST_PRODUCT:
             multiply_wide_heads(vae.encoder)
         return vae.to(memory_format=torch.channels_last)
 

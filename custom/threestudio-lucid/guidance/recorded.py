@@ -26,7 +26,7 @@ from .cards import announce
 
 aten, onednn = torch.ops.aten, torch.ops.mkldnn
 
-# A larger network computes for so long that the rest is little, and the second copy of its weights is large.
+# A larger network computes for so long that the rest is little, and each recording has a copy of its weights.
 MOST_WEIGHTS = 200_000_000
 _CONV_DEFAULTS = ([1, 1], [0, 0], [1, 1], 1)  # stride, padding, dilation, groups
 
@@ -122,14 +122,20 @@ def record(network: nn.Module, inputs: tuple[Tensor, ...]) -> GraphModule:
 def drop_idle(network: GraphModule) -> None:
     """Leaves out what returns its input: in evaluation, or but for the order in memory."""
     for node in network.graph.nodes:
-        if node.target in (aten.dropout.default, aten.contiguous.default) or (
-            node.target is aten.div.Tensor and node.args[1] == 1.0
-        ):
+        if _is_idle(node):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default  # which any order in memory suits
     network.recompile()
+
+
+def _is_idle(node: Node) -> bool:
+    if node.target is aten.dropout.default:
+        return not node.args[2]
+    if node.target is aten.div.Tensor:
+        return node.args[1] == 1.0 and _value(node.args[0]).dtype.is_floating_point
+    return node.target is aten.contiguous.default
 
 
 def pack(network: GraphModule, dtype: torch.dtype) -> None:

@@ -30,8 +30,9 @@ class Render(NamedTuple):
         alpha: [B, H, W, 1], opacity in [0, 1]: 1 minus the transmittance that is left.
         depth: [B, H, W, 1], sum_i w_i z_i along the optical axis, not normalised (mean depth: depth / alpha).
         info: `means2d` [B, N, 2], centres in pixels, whose `.grad` after the backward pass is dL/d(pixel
-            position) in each view; `radii` [B, N] int32, in pixels, 0 where a Gaussian shows in no pixel;
-            `depths` [B, N]; `conics` [B, N, 3]; `backend`, the name of the back end that ran.
+            position) in each view (read that and no more: gsplat's may stand outside of the graph); `radii`
+            [B, N] int32, in pixels, 0 where a Gaussian shows in no pixel; `depths` [B, N]; `conics`
+            [B, N, 3]; `backend`, the name of the back end that ran.
     """
 
     rgb: Tensor

@@ -1,7 +1,6 @@
 """The fixed numbers of 3D Gaussian splatting (Kerbl et al. 2023), shared by every back end written here.
 
-The compiled kernels hold copies: after a change here or in simd.py, touch kernels.py, by whose date numba
-judges its cache.
+The compiled kernels hold copies, see COMPILED_IN in kernels.py.
 """
 
 ALPHA_MAX = 0.99  # a single Gaussian never hides everything behind it

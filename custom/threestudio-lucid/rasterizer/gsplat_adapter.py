@@ -1,4 +1,4 @@
-"""The gsplat back end (CUDA): hands the call on to gsplat 1.5 or newer, which is imported on first use.
+"""The gsplat back end (CUDA): hands the call on to gsplat 1.5.3 or newer, which is imported on first use.
 
 gsplat differs from the other back ends in one constant: it caps alpha at 0.999, they and 3DGS at 0.99.
 """
@@ -8,15 +8,26 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from ..errors import UserError
 from . import reference
 
+OLDEST = "1.5.3"  # the first that draws several clouds at once
+
 
 def is_installed() -> bool:
     """Whether gsplat can be imported (it is not imported to find out)."""
     return importlib.util.find_spec("gsplat") is not None
+
+
+def _check_version(found: str) -> None:
+    if Version(found) < Version(OLDEST):
+        raise UserError(
+            f"gsplat {found} is installed, and {OLDEST} is needed: pip install -U gsplat, or use "
+            "backend='inria' or backend='cpu'."
+        )
 
 
 def rasterize(
@@ -38,7 +49,7 @@ def rasterize(
     """The back-end interface: see `threestudio_lucid.rasterizer.rasterize` for every argument.
 
     Raises:
-        UserError: gsplat is not installed, or the tensors are not on a CUDA device.
+        UserError: gsplat is not installed or too old, or the tensors are not on a CUDA device.
     """
     if not is_installed():
         raise UserError(
@@ -53,8 +64,9 @@ def rasterize(
             means, quats, scales, opacities, colors, viewmats, Ks, width, height,
             sh_degree=sh_degree, backgrounds=backgrounds, near=near, eps2d=eps2d,
         )  # fmt: skip
-    from gsplat import rasterization
+    from gsplat import __version__, rasterization
 
+    _check_version(__version__)
     views, own = len(viewmats), scales.dim() == 3
     if own:  # gsplat has a batch of clouds for that, here each with the one view
         means, quats, opacities, colors = (

@@ -65,6 +65,7 @@ TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
 BLOCK_COLUMNS, BLOCK_ROWS = TILE_W // BLOCK_W, TILE_H // BLOCK_H
 TILE_BLOCKS = BLOCK_COLUMNS * BLOCK_ROWS
+assert BLOCK_ROWS % LANES == 0  # `_load_batch` writes whole vectors of rows
 BATCH = 64  # entries of a tile that are made ready at a time
 LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let light through
 
@@ -97,12 +98,19 @@ SPAN_SLACK = 1.0 + 1e-5
 FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 
+# A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
+# alone, so that this line has to change with them; a test says what it should be.
+COMPILED_IN = "645f170271e0"
+
+
 def _kernel(signature: str):
     """Compiles for exactly one signature; runs without the interpreter lock; caches on disk if it can."""
     return cached(signature, nogil=True, fastmath=FAST_MATH, error_model="numpy")
 
 
 _inline = njit(fastmath=FAST_MATH, error_model="numpy")
+# What two kernels compute and must agree on to the last bit.
+_exact = njit(error_model="numpy")
 
 
 # --- projection -----------------------------------------------------------------------------------
@@ -439,16 +447,16 @@ def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_me
 # --- which splats touch which tiles ---------------------------------------------------------------
 
 
-@_inline
+@_exact
 def _tiles_between(low, high, size, tile_size):
     """Tiles [first, last) that hold the pixel centres between low and high, of `size` pixels."""
-    first, last = math.ceil(max(low - 0.5, 0.0)), int(min(high - 0.5, size - 1.0))
+    first, last = math.ceil(max(low - 0.5, 0.0)), math.floor(min(high - 0.5, size - 1.0))
     if first > last:
         return 0, 0
     return first // tile_size, last // tile_size + 1
 
 
-@_inline
+@_exact
 def _columns_on_row(records, splat, tile_row, width, height):
     """Columns of tiles [first, last) that the ellipse touches in the pixel rows of one row of tiles.
 

@@ -11,6 +11,7 @@ processor and from one line to the next. With these types there is nothing to se
     numbers()                        0, 1, ... LANES - 1
     minimum(v, w), maximum(v, w), sqrt(v), absolute(v), exp2(v), spread(x)
     total(v), largest(v), any_lane(mask)
+    store_whole(array, i, v)         rounded towards zero, into an int32 array
 
 On a processor with shorter registers LLVM splits a vector in two or four.
 """
@@ -27,7 +28,8 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 LANES = 8  # one register of AVX, two of NEON or SSE
 
-# No infinities, NaNs or signed zeros to look after; a * b + c may be fused. Sums keep the order they have.
+# The sign of a zero does not matter, a * b + c may be fused; sums keep the order they have. Infinities and
+# NaNs stay what they are: minimum and maximum of a NaN and a number are the number, if it comes second.
 _FLAGS = ("contract", "nsz", "arcp")
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
@@ -115,6 +117,10 @@ def _lower_and(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir
 # --- functions ------------------------------------------------------------------------------------
 
 
+def _is_flat(array: types.Type, dtype: types.Type) -> bool:
+    return isinstance(array, types.Array) and (array.dtype, array.ndim, array.layout) == (dtype, 1, "C")
+
+
 def _address(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
     """Where lane 0 of (array, index, ...) is."""
     array = context.make_array(sig.args[0])(context, builder, args[0])
@@ -129,7 +135,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
         address = builder.bitcast(_address(context, builder, sig, args), _FLOATS.as_pointer())
         return builder.load(address, align=4)
 
-    return floats(array, index), lower
+    return (floats(array, index), lower) if _is_flat(array, types.float32) else None
 
 
 @intrinsic
@@ -141,7 +147,7 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
         builder.store(args[2], address, align=4)
         return context.get_dummy_value()
 
-    return types.void(array, index, vector), lower
+    return (types.void(array, index, vector), lower) if _is_flat(array, types.float32) else None
 
 
 @intrinsic
@@ -153,7 +159,7 @@ def store_whole(typing: Any, array: Any, index: Any, vector: Any) -> Any:
         builder.store(builder.fptosi(args[2], _INTS), address, align=4)
         return context.get_dummy_value()
 
-    return types.void(array, index, vector), lower
+    return (types.void(array, index, vector), lower) if _is_flat(array, types.int32) else None
 
 
 @intrinsic

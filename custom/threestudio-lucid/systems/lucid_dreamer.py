@@ -168,7 +168,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
 
         logs["gaussians"] = self.geometry.cloud.n.float()
         every = self.trainer.log_every_n_steps
-        if every and (step + 1) % every == 0:  # what Lightning is given in between goes nowhere, slowly
+        if every and (step + 1) % every == 0:  # in between Lightning's loggers would not see it
             # Here and not at the end: a GPU is still busy with all of the above, and waited for below.
             self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
 

@@ -1,0 +1,46 @@
+"""What the benchmarks count and measure, on scenes of no size; never how fast it is."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import rasterizer as benchmark
+from threestudio_lucid.rasterizer import rasterize
+
+TINY = (200, 48, 2, 0.03)
+
+
+def test_every_pair_is_looked_at():
+    scene = benchmark.make_scene(*TINY)
+    render = rasterize(**scene, backend="cpu")
+    pairs, visited = benchmark.count_pairs(scene, render), benchmark.count_visited(scene, render)
+    assert 0 < pairs <= visited < 5 * pairs
+
+
+def test_pairs_are_those_of_the_formula():
+    """alpha of every Gaussian at every pixel, without an ellipse."""
+    scene = benchmark.make_scene(*TINY)
+    info = rasterize(**scene, backend="cpu").info
+    size = scene["width"]
+    x = (benchmark.torch.arange(size) + 0.5).double()
+    expected = 0
+    for means2d, conics in zip(info["means2d"].double(), info["conics"].double(), strict=True):
+        dx, dy = (x[None, :] - means2d[:, i, None] for i in (0, 1))
+        a, b, c = (conics[:, i, None, None] for i in range(3))
+        power = (a * dx[:, None] ** 2 + c * dy[:, :, None] ** 2) / 2 + b * dx[:, None] * dy[:, :, None]
+        alpha = scene["opacities"].double()[:, None, None] * (-power).exp()
+        expected += int(((alpha >= 1 / 255) & (a > 0)).sum())
+    assert abs(benchmark.count_pairs(scene, rasterize(**scene, backend="cpu")) - expected) <= 2
+
+
+def test_the_rasterizers_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SHORT", [TINY])
+    monkeypatch.setattr(benchmark, "REFERENCE_SHORT", TINY)
+    monkeypatch.setattr(benchmark, "roofline", lambda whole=benchmark.roofline: whole(repeats=1))
+    monkeypatch.setattr(benchmark, "median_time", lambda call, seconds, least=3: (call(), 1e-3)[1])
+    monkeypatch.setattr("sys.argv", ["rasterizer", "--out", str(tmp_path / "table.json")])
+    benchmark.main()
+    report = json.loads((tmp_path / "table.json").read_text())
+    assert report["roofline_pairs_per_s"] > 0
+    assert report["cpu"][0]["gaussians"] == TINY[0] and report["reference"]["ratio"] > 1
+    assert "of the largest" not in capsys.readouterr().out
