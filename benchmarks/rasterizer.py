@@ -37,6 +37,7 @@ SHORT = [(4_000, 128, 4, 0.02), (20_000, 256, 1, 0.012)]
 FULL = [
     *((5_000, 128, views, 0.02) for views in (1, 4)),
     *((20_000, 256, views, 0.012) for views in (1, 4)),
+    (20_000, 256, 1, 0.03),  # the same picture from larger ones
     *((100_000, 512, views, 0.006) for views in (1, 4)),
 ]
 CURVE = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000]  # Gaussians, at 256 pixels

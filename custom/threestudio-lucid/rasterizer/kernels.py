@@ -73,6 +73,7 @@ REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
 REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
 RECORD = 16
+NOTED_ROWS = 2  # of tiles, whose columns `make_records` notes for `fill_tiles`
 SPAN = 2 + 2 * BLOCK_ROWS  # which blocks of a tile a splat shows in, see `_load_batch`
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
@@ -457,14 +458,12 @@ def _tiles_between(low, high, size, tile_size):
 
 
 @_exact
-def _columns_on_row(records, splat, tile_row, width, height):
+def _columns_on_row(mean_x, mean_y, shear, half2, taper, half_h, tile_row, width, height):
     """Columns of tiles [first, last) that the ellipse touches in the pixel rows of one row of tiles.
 
     The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest
     value lies at its apex or at the end of the slab nearest to it; the left edge mirrors it.
     """
-    mean_x, mean_y, shear = records[splat, REC_X], records[splat, REC_Y], records[splat, REC_SHEAR]
-    half2, taper, half_h = records[splat, REC_HALF2], records[splat, REC_TAPER], records[splat, REC_HALF_H]
     low = max(tile_row * TILE_H + HALF - mean_y, -half_h)
     high = min(min((tile_row + 1) * TILE_H, height) - HALF - mean_y, half_h)
     if not low <= high:
@@ -474,19 +473,6 @@ def _columns_on_row(records, splat, tile_row, width, height):
     right = mean_x - shear * at_right + math.sqrt(max(half2 - taper * at_right * at_right, ZERO))
     left = mean_x - shear * at_left - math.sqrt(max(half2 - taper * at_left * at_left, ZERO))
     return _tiles_between(left, right, width, TILE_W)
-
-
-@_inline
-def _columns(records, touched, splat, tile_row, width, height):
-    """Columns of tiles [first, last) in which a splat is listed on a row of tiles that it touches.
-
-    Noted by `make_records` for the usual one or two rows; the rows of a large splat are found again.
-    """
-    first = touched[splat, 0]
-    if touched[splat, 1] - first > 2:
-        return _columns_on_row(records, splat, tile_row, width, height)
-    k = 2 + 2 * (tile_row - first)
-    return np.int64(touched[splat, k]), np.int64(touched[splat, k + 1])
 
 
 @_kernel(
@@ -503,7 +489,7 @@ def make_records(
 
     Args:
         touched: [B N, 6], rows of tiles [first, last), then columns [first, last) on each if they are at
-            most two.
+            most NOTED_ROWS, as they nearly always are.
         pair_counts: [B N], numbers of tiles. tile_counts: [view, part, tile], numbers of splats.
     """
     count, parts = log_opacities.shape[0], tile_counts.shape[1]
@@ -547,13 +533,16 @@ def make_records(
             left, right = _tiles_between(x - half_x, x + half_x, width, TILE_W)
             touched[g, 0], touched[g, 1] = top, bottom
             # the box tells, unless the ellipse leaves corners of it empty
-            corners = bottom - top > 2 or (bottom - top == 2 and right - left > 1)
+            corners = bottom - top > NOTED_ROWS or (bottom - top > 1 and right - left > 1)
             pairs = 0
             for tile_row in range(top, bottom):
                 if corners:
-                    left, right = _columns_on_row(records, g, tile_row, width, height)
+                    left, right = _columns_on_row(
+                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
+                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
+                    )  # fmt: skip
                 k = tile_row - top
-                if k < 2:
+                if k < NOTED_ROWS:
                     touched[g, 2 + 2 * k], touched[g, 3 + 2 * k] = left, right
                 pairs += right - left
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
@@ -578,8 +567,16 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
             if pair == pair_offsets[g + 1]:
                 continue
             key = bits[g, REC_Z]
-            for tile_row in range(touched[g, 0], touched[g, 1]):
-                left, right = _columns(records, touched, g, tile_row, width, height)
+            top, bottom = np.int64(touched[g, 0]), np.int64(touched[g, 1])
+            for tile_row in range(top, bottom):
+                if bottom - top <= NOTED_ROWS:
+                    k = 2 + 2 * (tile_row - top)
+                    left, right = np.int64(touched[g, k]), np.int64(touched[g, k + 1])
+                else:
+                    left, right = _columns_on_row(
+                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
+                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
+                    )  # fmt: skip
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
                     place = places[v, part, tile]
                     entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
