@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from toybox import captions
+from toybox import captions, page
 from toybox.grade import Grader, grade_asset
 
 ROOT = Path(__file__).resolve().parents[1]
 # The mini prior's pictures stay 128 pixels, so what is drawn at 256 is made smaller for it.
 LARGE = ("data.height=256", "system.geometry.num_points=16000", "system.geometry.capacity=32768")
+PARTS = ("start", "training", "end")
 STEP = re.compile(r"Training (\d+)/(\d+)")
 
 
@@ -92,6 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name:12} {row['start_s']:6.1f}s {row['training_s']:8.1f}s {row['end_s']:5.1f}s "
             f"{row['all_s']:6.1f}s  {row['peak_mb']:.0f} MB  {row['right']}/{row['views']}"
         )
+    bars = {name: {part: row[f"{part}_s"] for part in PARTS} for name, row in rows.items()}
+    chart = page.bar_chart(f"{options.config.name}, {options.prompt!r}", bars, "s")
+    page.write_page(options.out.with_suffix(".html"), page.page("Whole runs", [chart]))
     report.write({"config": options.config.name, "prompt": options.prompt, "runs": rows}, options.out)
 
 

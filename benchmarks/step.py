@@ -32,6 +32,7 @@ from benchmarks import report
 from benchmarks.shapes import sd21_shape
 from threestudio.utils.config import load_config
 from threestudio_lucid.recipe import find_recipe
+from toybox import page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -244,6 +245,14 @@ def print_table(result: dict[str, Any]) -> None:
     )
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A page with the step's parts beside the floor of the model calls."""
+    parts = {name: 1e3 * value for name, value in result["seconds"].items() if name != "step"}
+    bars = {"step": parts, "floor": {"model calls": 1e3 * result["floor_seconds"]}}
+    chart = page.bar_chart(f"A step with {result['prior']}", bars, "ms")
+    page.write_page(path, page.page("Where the time of a step goes", [chart]))
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step",
@@ -273,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     result = {"name": Path(options.config).stem, "overrides": overrides}
     result |= measure(options.config, overrides, options.steps, options.warm_up)
     print_table(result)
+    draw(result, options.out.with_suffix(".html"))
     report.write(result, options.out)
 
 

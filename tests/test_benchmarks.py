@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
+import pytest
 import torch
 
 from benchmarks import rasterizer as benchmark
+from benchmarks import step
 from threestudio_lucid.rasterizer import rasterize
+from toybox import page
 
 TINY = (200, 48, 2, 0.03)
 
@@ -46,3 +50,18 @@ def test_the_rasterizers_table(tmp_path, monkeypatch, capsys):
     assert report["roofline_pairs_per_s"] > 0
     assert report["cpu"][0]["gaussians"] == TINY[0] and report["reference"]["ratio"] > 1
     assert "48^2" in capsys.readouterr().out
+
+
+def test_bars_are_as_long_as_their_parts():
+    chart = page.bar_chart("a & b", {"one": {"x": 1.0, "y": 3.0}, "two": {"y": 2.0}}, "ms")
+    x, y, other = (float(w) for w in re.findall(r'width="([\d.]+)" height="20"', chart))
+    assert y == pytest.approx(3 * x, abs=0.2) and other == pytest.approx(2 * x, abs=0.2)
+    assert "a &amp; b" in chart and ">4 ms<" in chart and chart.count('height="10"') == 2
+
+
+def test_the_steps_page(tmp_path):
+    seconds = {"step": 0.2, "render": 0.05, "unet": 0.15}
+    result = {"prior": "mini", "seconds": seconds, "floor_seconds": 0.03}
+    step.draw(result, tmp_path / "step.html")
+    text = (tmp_path / "step.html").read_text()
+    assert "A step with mini" in text and "unet: 150 ms" in text and "model calls: 30 ms" in text

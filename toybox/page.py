@@ -134,6 +134,37 @@ def line_chart(
     return "".join(parts) + "</svg>"
 
 
+def bar_chart(title: str, bars: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """Horizontal bars, each of parts that add up, as an SVG with a legend.
+
+    Args:
+        bars: by the bar's name, its parts by their names, all at least 0.
+    """
+    width, left, right, top, step = 460, 84, 70, 26, 30
+    names = list(dict.fromkeys(name for parts in bars.values() for name in parts))
+    scale = (width - left - right) / max([sum(parts.values()) for parts in bars.values()] + [1e-9])
+    height = top + step * len(bars) + 18 * (1 + (len(names) - 1) // 4) + 8
+    svg = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">']
+    svg.append(f'<text x="{left}" y="16" style="font-weight:600">{html.escape(title)}</text>')
+    for row, (bar, parts) in enumerate(bars.items()):
+        x, y = float(left), top + step * row
+        svg.append(f'<text x="{left - 6}" y="{y + 15}" text-anchor="end">{html.escape(bar)}</text>')
+        for name, value in parts.items():
+            color = COLORS[names.index(name) % len(COLORS)]
+            svg.append(
+                f'<rect x="{x:.1f}" y="{y}" width="{value * scale:.1f}" height="20" fill="{color}">'
+                f"<title>{html.escape(name)}: {value:.3g} {unit}</title></rect>"
+            )
+            x += value * scale
+        svg.append(f'<text x="{x + 6:.1f}" y="{y + 15}">{sum(parts.values()):.3g} {unit}</text>')
+    for k, name in enumerate(names):
+        across, down = left + (k % 4) * 94, top + step * len(bars) + 14 + (k // 4) * 18
+        color = COLORS[k % len(COLORS)]
+        svg.append(f'<rect x="{across}" y="{down - 8}" width="10" height="10" fill="{color}"/>')
+        svg.append(f'<text x="{across + 14}" y="{down + 1}">{html.escape(name)}</text>')
+    return "".join(svg) + "</svg>"
+
+
 def page(title: str, body: Sequence[str]) -> str:
     """A whole page around pieces of HTML."""
     inner = "\n".join(body)
