@@ -43,12 +43,16 @@ def test_the_rasterizers_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SHORT", [TINY])
     monkeypatch.setattr(benchmark, "REFERENCE_SHORT", TINY)
     monkeypatch.setattr(benchmark, "roofline", lambda whole=benchmark.roofline: whole(repeats=1))
-    monkeypatch.setattr(benchmark, "median_time", lambda call, seconds, least=3: (call(), 1e-3)[1])
+    whole = benchmark.median_time
+    monkeypatch.setattr(benchmark, "median_time", lambda call, seconds, least=3: whole(call, 0.0, 1))
     monkeypatch.setattr("sys.argv", ["rasterizer", "--out", str(tmp_path / "table.json")])
     benchmark.main()
     report = json.loads((tmp_path / "table.json").read_text())
     assert report["roofline_pairs_per_s"] > 0
-    assert report["cpu"][0]["gaussians"] == TINY[0] and report["reference"]["ratio"] > 1
+    (row,), reference = report["cpu"], report["reference"]
+    assert row["gaussians"] == reference["gaussians"] == TINY[0] and 0 < row["pairs"] <= row["visited"]
+    assert {"make_records", "fill_tiles", "sort_tiles", "composite_forward"} <= set(row["forward_stages_ms"])
+    assert reference["ratio"] == pytest.approx(reference["reference_ms"] / reference["cpu_ms"])
     assert "48^2" in capsys.readouterr().out
 
 
