@@ -307,7 +307,7 @@ def test_dtype_is_chosen_for_the_device(monkeypatch):
 
     assert resolve_dtype("auto", torch.device("cuda")) == torch.float16
     for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(module, "_cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(module, "has_amx", lambda has=has: has)
         assert resolve_dtype("auto", CPU) == expected
     assert resolve_dtype(torch.bfloat16, CPU) == torch.bfloat16
     with pytest.raises(UserError, match="needs CUDA"):

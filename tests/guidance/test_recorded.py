@@ -115,20 +115,12 @@ def test_what_cannot_be_recorded_is_called_as_ever(monkeypatch, writes):
     assert len(lines) == 1 and "not recorded" in lines[0]
 
 
-@pytest.mark.skipif(not has_bfloat16, reason="too old a CPU")
-def test_speed_up_records_in_bfloat16_alone(saved_priors, monkeypatch):
-    monkeypatch.setattr(prior_module, "_cpu_has_bfloat16", lambda: True)
-    for dtype, graphs, expected in (
-        ("bfloat16", True, True),
-        ("bfloat16", False, False),
-        ("float32", True, False),
-    ):
-        prior = Prior.load(saved_priors["kl"], "cpu", dtype)
-        prior.speed_up(graphs=graphs)
-        assert isinstance(prior._denoiser, Recorded) is expected
-    prior = Prior.load(saved_priors["kl"], "cpu", "bfloat16")
+def test_speed_up_records_unless_told_otherwise(prior, monkeypatch):
+    prior.speed_up(graphs=False)
+    assert not isinstance(prior._denoiser, Recorded)
     prior.speed_up()
     kept = prior._denoiser
+    assert isinstance(kept, Recorded)
     prior.speed_up()
     assert prior._denoiser is kept  # a second guidance need not record again
     monkeypatch.setattr(recorded, "MOST_WEIGHTS", 10)
@@ -136,10 +128,7 @@ def test_speed_up_records_in_bfloat16_alone(saved_priors, monkeypatch):
     assert not isinstance(prior._denoiser, Recorded)
 
 
-@pytest.mark.skipif(not has_bfloat16, reason="too old a CPU")
-def test_gradient_of_ism_stays_the_same(saved_priors, monkeypatch):
-    monkeypatch.setattr(prior_module, "_cpu_has_bfloat16", lambda: True)
-    prior = Prior.load(saved_priors["kl"], "cpu", "bfloat16")
+def test_gradient_of_ism_stays_the_same(prior):
     latents, _, text = (value.float() for value in inputs(prior, 2, 0))
     cond = Conditioning(text, 0.5 * text, 0.0 * text)
 

@@ -78,7 +78,7 @@ class LucidGuidance(BaseObject):
         compile: bool = False
         """torch.compile UNet and VAE encoder: a minute or two at first, then shorter steps on a GPU."""
         graphs: bool = True
-        """Replay recordings of the networks: CUDA graphs, or on a CPU in bfloat16 lists of operators."""
+        """Replay recordings of the networks: CUDA graphs, or on a CPU lists of operators."""
         recipe: str = "released"
         """released: as LucidDreamer's code; paper: as its Algorithm 1. Fields that are null follow it."""
         guidance_scale: Optional[float] = None

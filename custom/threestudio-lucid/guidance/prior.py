@@ -258,8 +258,8 @@ class Prior:
 
         Args:
             compiled: through torch.compile: a minute or two when first called.
-            graphs: on CUDA, as one launch each (see `graphs`); in bfloat16 on a CPU that has instructions for
-                it, the denoiser as a list of operators (see `recorded`).
+            graphs: on CUDA, as one launch each (see `graphs`); on a CPU, the denoiser as a list of operators
+                (see `recorded`).
         """
         before = self._compiled, self._replays, self._records
         if compiled and not self._compiled:
@@ -270,9 +270,8 @@ class Prior:
             self.unet.compile(dynamic=False)
             self.vae.encoder.compile(dynamic=False)
         self._replays = graphs and self.device.type == "cuda"
-        in_bfloat16 = self.device.type == "cpu" and self.dtype == torch.bfloat16 and _cpu_has_bfloat16()
-        # compiled, it is such a list already; in float32 nearly all of its time is arithmetic
-        self._records = graphs and in_bfloat16 and not self._compiled and pays_off(self.unet)
+        # compiled, it is such a list already
+        self._records = graphs and self.device.type == "cpu" and not self._compiled and pays_off(self.unet)
         if (self._compiled, self._replays, self._records) != before:
             for name in ("_denoiser", "_encoder"):
                 self.__dict__.pop(name, None)
@@ -396,8 +395,7 @@ class _Denoiser(nn.Module):
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The torch dtype of a card's or config's choice on a device.
 
-    auto is float16 on CUDA; on a CPU bfloat16 if it has instructions for it (measured on one that has: UNet
-    1.9 and VAE 3.8 times as fast as float32), else float32.
+    auto is float16 on CUDA; on a CPU bfloat16 if it multiplies matrices of it in hardware (AMX), else float32.
 
     Raises:
         UserError: an unknown name, or float16 without CUDA.
@@ -408,7 +406,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype == "auto":
         if device.type == "cuda":
             return torch.float16
-        return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+        return torch.bfloat16 if device.type == "cpu" and has_amx() else torch.float32
     if dtype == "float16" and device.type != "cuda":
         raise UserError(
             f"dtype float16 needs CUDA, and the prior is on {device}. Use auto, bfloat16 or float32."
@@ -416,9 +414,13 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return getattr(torch, dtype)
 
 
-def _cpu_has_bfloat16() -> bool:
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+def has_amx() -> bool:
+    """Whether bfloat16 is worth while on this CPU.
+
+    With AMX it is two to four times as fast as float32. With AVX-512's instructions for bfloat16 alone, which
+    Xeons without AMX or in some virtual machines have, half as fast.
+    """
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
 def _find_source(card: Card) -> Path:

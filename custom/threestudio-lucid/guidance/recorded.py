@@ -1,6 +1,6 @@
 """A denoiser on a CPU, recorded as a flat list of operators and rewritten for oneDNN.
 
-In bfloat16 the arithmetic of a small UNet takes a quarter of the time of a call. The rest goes into what
+The arithmetic of a small UNet takes a quarter to a half of the time of a call. The rest goes into what
 surrounds it: convolutions that bring weights and pictures into oneDNN's layout anew, Python between the
 modules, operators that do nothing, text that was the same the last time. `torch.export` writes down the
 operators of one call; here they become others that compute the same:

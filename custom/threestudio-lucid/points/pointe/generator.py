@@ -266,7 +266,7 @@ def load_folder(folder: str | Path = MINI, device: torch.device | str = "cpu") -
 
 
 def _placed(model: PointTransformer, device: torch.device | str) -> PointTransformer:
-    """The network on its device; on a CPU in bfloat16 where there are instructions for it (twice as fast)."""
+    """The network on its device; on a CPU in bfloat16 where that is faster."""
     device = torch.device(device)
     model.half = device.type == "cpu" and resolve_dtype("auto", device) is torch.bfloat16
     return model.to(device)
