@@ -395,7 +395,7 @@ class _Denoiser(nn.Module):
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The torch dtype of a card's or config's choice on a device.
 
-    auto is float16 on CUDA; on a CPU bfloat16 if it multiplies matrices of it in hardware (AMX), else float32.
+    auto is float16 on CUDA; on a CPU bfloat16 if it has AMX (see `has_amx`), else float32.
 
     Raises:
         UserError: an unknown name, or float16 without CUDA.

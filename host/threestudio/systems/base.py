@@ -15,6 +15,7 @@ from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.config import load_config, parse_structured
 from threestudio.utils.errors import CheckpointError, UnknownNameError
+from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import C, cleanup, find_last_path, get_device, load_module_weights
 from threestudio.utils.saving import SaverMixin
 
@@ -52,6 +53,8 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self._resumed = resumed
         self._resumed_eval: tuple[int, int] | None = None
         self.create_loggers(self.cfg.loggers)
+        if get_device().type == "cpu":
+            keep_freed_memory()
         self.configure()
         if self.cfg.weights is not None:
             self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)

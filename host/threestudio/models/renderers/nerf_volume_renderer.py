@@ -15,7 +15,6 @@ from threestudio.models.estimators import Samples, importance_samples, occupancy
 from threestudio.models.estimators.samples import sum_along_rays, weights_and_visibility
 from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.utils.errors import ConfigValueError
-from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.ops import chunk_batch
 
 _ESTIMATORS = ("occgrid", "importance")
@@ -90,8 +89,6 @@ class NeRFVolumeRenderer(VolumeRenderer):
                 f"{type(material).__name__} needs normals, but the geometry has normal_type null: set "
                 "geometry.normal_type (e.g. analytic), or take no-material or neural-radiance-material."
             )
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.render_step_size = math.sqrt(3) * 2 * self.cfg.radius / self.cfg.num_samples_per_ray
         if self.cfg.estimator == "occgrid":
             self.estimator = occupancy_grid(self.bbox, self.device, _OCCUPANCY_RESOLUTION)

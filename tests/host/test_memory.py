@@ -1,0 +1,41 @@
+"""Memory that was freed stays with the process."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# The second of two arrays is written to: how many pages the system had to hand out for it.
+PAGES = """
+import resource, sys
+import numpy as np
+from threestudio.utils.memory import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array = np.empty(40_000_000, np.uint8)
+    array[:] = 1
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    del array
+print(pages)
+"""
+
+
+def pages(keep: bool) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", PAGES.format(keep=keep)], cwd=ROOT / "host", capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_an_array_takes_the_pages_of_the_one_before():
+    assert pages(keep=False) > 15  # of 2 MB each, or more and smaller ones
+    assert pages(keep=True) < 4
