@@ -29,9 +29,8 @@ print(pages)
 
 
 def pages(keep: bool) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", PAGES.format(keep=keep)], cwd=ROOT / "host", capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", PAGES.format(keep=keep)]
+    done = subprocess.run(command, cwd=ROOT / "host", capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

@@ -30,6 +30,7 @@ from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, spell_out
 from .graphs import Replayed, ReplayedWithGradient
+from .joined import join_leading
 from .layers import LARGEST_PRODUCT, multiply_wide_heads, normalise_by_channels
 from .lora import merge_loras
 from .recorded import Recorded, pays_off
@@ -236,6 +237,8 @@ class Prior:
         vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         if self.device.type == "cuda" and self.latent_size <= LARGEST_PRODUCT:
             multiply_wide_heads(vae.encoder)
+        if name == "AutoencoderTiny":
+            vae.encoder.layers = join_leading(vae.encoder.layers)
         return vae.to(memory_format=torch.channels_last)
 
     @cached_property
