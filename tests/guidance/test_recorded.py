@@ -6,17 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
+from torch.fx import Node
 
 from threestudio_lucid.guidance import prior as prior_module
 from threestudio_lucid.guidance import recorded
 from threestudio_lucid.guidance.combine import Conditioning
 from threestudio_lucid.guidance.ism import ism_step
+from threestudio_lucid.guidance.norms import group_norm
 from threestudio_lucid.guidance.prior import Prior
-from threestudio_lucid.guidance.recorded import Recorded, drop_idle, pack, record, split_off
+from threestudio_lucid.guidance.recorded import (
+    Recorded,
+    aten,
+    drop_idle,
+    onednn,
+    record,
+    share,
+    simplify,
+    split_off,
+)
 
 has_onednn = torch.backends.mkldnn.is_available()
-has_bfloat16 = has_onednn and recorded.onednn._is_mkldnn_bf16_supported()
+has_bfloat16 = has_onednn and onednn._is_mkldnn_bf16_supported()
 DTYPES = [
     "float32",
     pytest.param("bfloat16", marks=pytest.mark.skipif(not has_bfloat16, reason="too old a CPU")),
@@ -33,6 +45,10 @@ def inputs(
     x = torch.randn(n, prior.latent_channels, side, side, generator=generator)
     text = torch.randn(n, 7, width, generator=generator)
     return x.to(prior.dtype), torch.full((n,), tau), text.to(prior.dtype)
+
+
+def modules(prior: Prior, kind: type[nn.Module]) -> list[nn.Module]:
+    return [module for module in prior.unet.modules() if isinstance(module, kind)]
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -76,18 +92,31 @@ def test_text_is_read_when_it_changes_even_in_place(prior, denoise):
 
 
 def test_everything_is_packed_and_keys_are_with_the_text(prior, denoise):
+    network = simplify(record(denoise, inputs(prior, 2, 0)), prior.dtype)
+    read, rest = ([node.target for node in part.graph.nodes] for part in split_off(network, "embeddings"))
+    assert aten.conv2d.default not in read + rest and aten.dropout.default not in read + rest
+    if prior.dtype == torch.float32:
+        linear = aten.linear.default
+        assert rest.count(group_norm) == len(modules(prior, nn.GroupNorm))
+        assert aten.group_norm.default not in rest
+    else:
+        linear = onednn._linear_pointwise.default
+        assert aten.linear.default not in read + rest
+    # all keys and values of the attentions to text are one layer; the others have queries, too, and an output
+    assert read.count(linear) == 1 and rest.count(linear) > len(modules(prior, Attention))
+
+
+def test_layers_of_one_input_become_one(prior, denoise):
     network = record(denoise, inputs(prior, 2, 0))
     drop_idle(network)
-    pack(network, prior.dtype)
-    read, rest = split_off(network, "embeddings")
-    targets = [{node.target for node in part.graph.nodes} for part in (read, rest)]
-    for left in (recorded.aten.conv2d.default, recorded.aten.linear.default, recorded.aten.dropout.default):
-        assert left not in targets[0] | targets[1]
-    attentions = [block for block in prior.unet.modules() if type(block).__name__ == "Attention"]
-    projections = [
-        node for node in read.graph.nodes if node.target is recorded.onednn._linear_pointwise.default
-    ]
-    assert len(projections) == len(attentions)  # keys and values of the half that attends to text
+
+    def inputs_of_layers() -> list[Node]:
+        return [node.args[0] for node in network.graph.nodes if node.target is aten.linear.default]
+
+    before = inputs_of_layers()
+    network = share(network)
+    after = inputs_of_layers()
+    assert len(after) == len(set(after)) < len(set(before)) < len(before)
 
 
 class Awkward(nn.Module):
