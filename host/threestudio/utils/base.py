@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +52,17 @@ class Updateable:
         """Called after each batch, when ``global_step`` already counts it."""
 
 
+@functools.cache
+def _values_of_class(kind: type) -> tuple[str, ...]:
+    """The attributes of a class but for its methods: looked at by every object in every step."""
+    return tuple(name for name in dir(kind) if not inspect.isroutine(inspect.getattr_static(kind, name)))
+
+
 def _updateable_children(owner: Any) -> list[Updateable]:
     """The public attributes of ``owner`` (properties and submodules too) that are Updateable."""
     children = []
-    for name in dir(owner):
-        if name.startswith("_"):
-            continue
+    names = {*_values_of_class(type(owner)), *vars(owner), *vars(owner).get("_modules", ())}
+    for name in sorted(name for name in names if not name.startswith("_")):
         try:
             value = getattr(owner, name)
         except (

@@ -231,7 +231,10 @@ def get_rays(
         rotation, origin = c2w[:, :3, :3], c2w[:, :3, 3]
     else:
         rotation, origin = c2w[:, None, None, :3, :3], c2w[:, None, None, :3, 3]
-    rays_d = (directions[..., None, :] * rotation).sum(dim=-1)
+    if directions.ndim == 4:  # a product for each picture, not for each pixel
+        rays_d = (directions.flatten(1, 2) @ rotation[:, 0, 0].mT).view_as(directions)
+    else:
+        rays_d = (directions[..., None, :] * rotation).sum(dim=-1)
     rays_o = origin.expand(rays_d.shape)
     if noise_scale > 0:
         rays_o = rays_o + torch.randn(3, device=rays_o.device) * noise_scale
