@@ -139,7 +139,6 @@ def drop_idle(network: GraphModule) -> None:
             network.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default  # which any order in memory suits
-    network.recompile()
 
 
 def _is_idle(node: Node) -> bool:
@@ -174,7 +173,6 @@ def multiply_points(network: GraphModule) -> None:
             y.meta = node.meta
         node.replace_all_uses_with(y)
     graph.eliminate_dead_code()
-    network.recompile()
 
 
 def share(network: GraphModule) -> GraphModule:
@@ -193,7 +191,6 @@ def share(network: GraphModule) -> GraphModule:
         if len(nodes) > 1:
             _unite(network, nodes)
     network.graph.eliminate_dead_code()
-    network.recompile()
     return network
 
 
@@ -236,7 +233,6 @@ def normalise_by_pixels(network: GraphModule) -> None:
         fused.meta = last.meta
         last.replace_all_uses_with(fused)
     graph.eliminate_dead_code()
-    network.recompile()
 
 
 def pack(network: GraphModule, dtype: torch.dtype) -> None:
@@ -272,7 +268,6 @@ def pack(network: GraphModule, dtype: torch.dtype) -> None:
             fast.meta = node.meta
             node.replace_all_uses_with(fast)
     graph.eliminate_dead_code()
-    network.recompile()
 
 
 def split_off(network: GraphModule, name: str) -> tuple[GraphModule, GraphModule]:
