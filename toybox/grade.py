@@ -41,7 +41,7 @@ from toybox.dataset import DEFAULT_CACHE, Pictures, random_backgrounds
 from toybox.muon import MuonWithAdamW
 from toybox.objects import OBJECTS
 from toybox.progress import Progress
-from toybox.training import Run, warm_cosine
+from toybox.training import Run, in_bfloat16, warm_cosine
 
 WEIGHTS = Path(__file__).parent / "weights" / "grader"
 BARS = {"object": 0.97, "color": 0.95, "view": 0.90}  # for samples of a prior
@@ -193,7 +193,7 @@ def train_grader(
         rows = torch.from_numpy(rng.choice(data.train, size=batch))
         backgrounds = torch.from_numpy(random_backgrounds(batch, rng))
         x = augment(data.images[rows], backgrounds, torch.default_generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             objects, colors, views = model(x.contiguous(memory_format=torch.channels_last))
         loss = (
             F.cross_entropy(objects.float(), data.objects[rows], label_smoothing=0.02)

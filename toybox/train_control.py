@@ -37,7 +37,7 @@ from toybox import captions, parallel, people
 from toybox.dataset import DEFAULT_CACHE
 from toybox.muon import MuonWithAdamW
 from toybox.train_unet import loss_weight, make_scheduler, stratified_timesteps
-from toybox.training import Ema, Run, warm_cosine
+from toybox.training import Ema, Run, in_bfloat16, warm_cosine
 
 PRIOR = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini"
 EXPORT = PRIOR / "controlnet"
@@ -155,7 +155,7 @@ def _train(rank: int, job: ControlJob) -> None:
         weight = loss_weight(scheduler.alphas_cumprod, t).to(device)
         t, noise = t.to(device), noise.to(device)
         x_t, shown = (v.to(device, memory_format=torch.channels_last) for v in (x_t, shown))
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_bfloat16(device):
             down, mid = net(x_t, t, encoder_hidden_states=text, controlnet_cond=shown, return_dict=False)
             eps = prior.unet(
                 x_t,

@@ -48,7 +48,7 @@ from toybox.train_unet import (
     stratified_timesteps,
     training_caption,
 )
-from toybox.training import Ema, Run, warm_cosine
+from toybox.training import Ema, Run, in_bfloat16, warm_cosine
 
 TRIGGER = "sks"
 STRIPED = ("mug", "teapot", "pumpkin", "house")
@@ -218,7 +218,7 @@ def train(
         x0, ids = torch.cat([new, old]), tokens([*texts, *(training_caption(row, rng) for row in labels)])
         t = stratified_timesteps(batch)
         noise = torch.randn_like(x0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             eps = pupil(scheduler.add_noise(x0, noise, t), t, ids)
         error = F.mse_loss(eps.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         loss = (loss_weight(scheduler.alphas_cumprod, t, SNR_GAMMA) * error).mean()

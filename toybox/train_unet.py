@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from toybox import captions, latents, parallel
 from toybox.muon import MuonWithAdamW
 from toybox.tokenizer import MAX_LENGTH, check_single_tokens, make_tokenizer, save_tokenizer
-from toybox.training import Ema, Run, warm_cosine
+from toybox.training import Ema, Run, in_bfloat16, warm_cosine
 
 PEAK_RATE = 0.02  # Muon's; AdamW, which takes what is no matrix and the first and last layer, has a twentieth
 BATCH = 128  # of all processes together
@@ -269,7 +269,7 @@ def check_gradients(network: nn.Module, model: Denoiser, *batch: torch.Tensor) -
     found = []
     for forward in (model, network):
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             forward(*batch).float().square().mean().backward()
         parts = (model.text_encoder, model.unet.down_blocks, model.unet.mid_block, model.unet.up_blocks)
         found.append([torch.cat([_gradient(p) for p in part.parameters()]) for part in parts])
@@ -318,7 +318,7 @@ def _train(rank: int, job: UnetJob) -> None:
         x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
         if job.compiled and step == first:
             check_gradients(network, model, x_t, t, ids)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             eps = network(x_t, t, ids)
         error = F.mse_loss(eps.float(), noise, reduction="none").mean(dim=(1, 2, 3))
         loss = (loss_weight(scheduler.alphas_cumprod, t) * error).mean()
@@ -356,7 +356,7 @@ def sample(
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     text = model.text_encoder(input_ids=ids)[0]
     for t in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             both = model.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample
         eps_uncond, eps_text = both.float().chunk(2)
         x = scheduler.step(eps_uncond + guidance_scale * (eps_text - eps_uncond), t, x).prev_sample

@@ -23,7 +23,7 @@ from diffusers import AutoencoderTiny
 
 from toybox.dataset import Pictures, composite, random_backgrounds
 from toybox.muon import MuonWithAdamW
-from toybox.training import Ema, Run, warm_cosine
+from toybox.training import Ema, Run, in_bfloat16, warm_cosine
 
 LATENT_CHANNELS = 16
 LATENT_NOISE = 0.12  # in units of the latents' standard deviation
@@ -249,7 +249,7 @@ def _fit(
     for step in run:
         optimizer.set_rate(warm_cosine(run.fraction))
         x = crop_batch(pictures, rng, batch)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bfloat16():
             latents = vae.encoder(x * 2 - 1)
             output = (vae.decoder(latents + noise * torch.randn_like(latents)) + 1) / 2
         loss = reconstruction_loss(output.float(), x) + 0.02 * variance_penalty(latents.float())

@@ -105,7 +105,7 @@ def test_density_control_finds_the_moments_of_a_fused_adam(gaussians):
         cloud = GaussianCloud(200, 2).to(device)
         cloud.assign(gaussians)
         groups = [{"params": [p], "lr": 1e-2} for p in cloud.params.values()]
-        adam = torch.optim.Adam(groups, eps=1e-15, fused=device == "cuda" or None)
+        adam = torch.optim.Adam(groups, eps=1e-15, fused=True)
         for step in range(6):
             adam.zero_grad(set_to_none=True)
             weights = torch.linspace(-1, 1, 50, device=device)  # of the first 50, clones are left alone

@@ -281,3 +281,9 @@ def test_rays_of_one_camera_and_of_many_agree():
     flat_o, flat_d = get_rays(directions.reshape(-1, 3), c2w[1].expand(15, 4, 4))
     torch.testing.assert_close(flat_d, one_d)
     torch.testing.assert_close(flat_o, one_o)
+    stacked_o, stacked_d = get_rays(directions[None], c2w, keepdim=True)  # of each camera
+    torch.testing.assert_close(stacked_o, many_o)
+    torch.testing.assert_close(stacked_d, many_d)
+    shared_o, shared_d = get_rays(directions.expand(2, -1, -1, -1), c2w[1], keepdim=True)
+    torch.testing.assert_close(shared_o, many_o[1].expand(2, -1, -1, -1))
+    torch.testing.assert_close(shared_d, many_d[1].expand(2, -1, -1, -1))

@@ -20,7 +20,7 @@ class Joined(nn.Module):
     convolution: there the output is made by the chain, from a strip of the picture.
 
     Args:
-        chain: square kernels without dilation or groups, which `joins` says can be joined.
+        chain: what `joins` says can be joined. Its weights must not change any more.
     """
 
     def __init__(self, chain: Sequence[nn.Conv2d]) -> None:
@@ -35,8 +35,9 @@ class Joined(nn.Module):
         before = self.reach * stride - padding
         after = (2 * self.reach + 1) * stride - before - weight.shape[-1]
         weight = F.pixel_unshuffle(F.pad(weight, (before, after, before, after)), stride)
-        self.register_buffer("weight", weight.to(chain[0].weight.dtype))
-        self.register_buffer("bias", None if bias is None else bias.to(chain[0].weight.dtype))
+        bias = None if bias is None else bias.to(chain[0].weight.dtype)
+        self.register_buffer("weight", weight.to(chain[0].weight.dtype), persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -237,7 +237,7 @@ class Prior:
         vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         if self.device.type == "cuda" and self.latent_size <= LARGEST_PRODUCT:
             multiply_wide_heads(vae.encoder)
-        if name == "AutoencoderTiny":
+        if name == "AutoencoderTiny" and self.device.type == "cpu":
             vae.encoder.layers = join_leading(vae.encoder.layers)
         return vae.to(memory_format=torch.channels_last)
 
@@ -274,7 +274,8 @@ class Prior:
             self.vae.encoder.compile(dynamic=False)
         self._replays = graphs and self.device.type == "cuda"
         # compiled, it is such a list already
-        self._records = graphs and self.device.type == "cpu" and not self._compiled and pays_off(self.unet)
+        records = graphs and self.device.type == "cpu" and not self._compiled
+        self._records = records and pays_off(self.unet, self.dtype)
         if (self._compiled, self._replays, self._records) != before:
             for name in ("_denoiser", "_encoder"):
                 self.__dict__.pop(name, None)
@@ -418,10 +419,10 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def has_amx() -> bool:
-    """Whether bfloat16 is worth while on this CPU.
+    """Whether the CPU multiplies matrices of bfloat16.
 
-    With AMX it is two to four times as fast as float32. With AVX-512's instructions for bfloat16 alone, which
-    Xeons without AMX or in some virtual machines have, half as fast.
+    Then bfloat16 is two to four times as fast as float32. On a Xeon with AVX-512's instructions for it but
+    without AMX, as some virtual machines are, it is half as fast; AMD's processors were not measured.
     """
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 

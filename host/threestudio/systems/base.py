@@ -54,7 +54,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self._resumed_eval: tuple[int, int] | None = None
         self.create_loggers(self.cfg.loggers)
         if get_device().type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory()  # a step asks for what the step before has freed
         self.configure()
         if self.cfg.weights is not None:
             self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)

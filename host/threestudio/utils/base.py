@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -54,15 +55,20 @@ class Updateable:
 
 @functools.cache
 def _values_of_class(kind: type) -> tuple[str, ...]:
-    """The attributes of a class but for its methods: looked at by every object in every step."""
-    return tuple(name for name in dir(kind) if not inspect.isroutine(inspect.getattr_static(kind, name)))
+    """The public attributes of a class but for its methods: every object looks at them in every step."""
+    methods = FunctionType, staticmethod, classmethod
+    return tuple(
+        name
+        for name in dir(kind)
+        if not name.startswith("_") and not isinstance(inspect.getattr_static(kind, name), methods)
+    )
 
 
 def _updateable_children(owner: Any) -> list[Updateable]:
     """The public attributes of ``owner`` (properties and submodules too) that are Updateable."""
     children = []
-    names = {*_values_of_class(type(owner)), *vars(owner), *vars(owner).get("_modules", ())}
-    for name in sorted(name for name in names if not name.startswith("_")):
+    own = (name for name in (*vars(owner), *vars(owner).get("_modules", ())) if not name.startswith("_"))
+    for name in sorted({*_values_of_class(type(owner)), *own}):
         try:
             value = getattr(owner, name)
         except (

@@ -231,8 +231,9 @@ def get_rays(
         rotation, origin = c2w[:, :3, :3], c2w[:, :3, 3]
     else:
         rotation, origin = c2w[:, None, None, :3, :3], c2w[:, None, None, :3, 3]
-    if directions.ndim == 4:  # a product for each picture, not for each pixel
-        rays_d = (directions.flatten(1, 2) @ rotation[:, 0, 0].mT).view_as(directions)
+    if directions.ndim == 4:  # one product for each picture
+        rays_d = directions.flatten(1, 2) @ c2w[..., :3, :3].mT
+        rays_d = rays_d.unflatten(1, directions.shape[1:3])
     else:
         rays_d = (directions[..., None, :] * rotation).sum(dim=-1)
     rays_o = origin.expand(rays_d.shape)
