@@ -229,14 +229,15 @@ class _Composite(torch.autograd.Function):
         bins = _Bins(*(_array(t) for t in (means2d, depths, conics, opacities, colors)), width, height)
         rgb, alpha = _empty(views, height, width, 3), _empty(views, height, width)
         depth, left = np.empty_like(alpha), _empty(bins.num_tiles * kernels.LEFT)
+        entry_blocks = np.empty(bins.num_pairs, np.int64)
         threads.run(
             kernels.composite_forward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), _array(backgrounds), *bins.shape,
-            rgb, alpha, depth, left, pieces=3,
+            *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=3,
         )  # fmt: skip
         outputs = _tensors(means2d, rgb, alpha, depth)
         ctx.save_for_backward(conics, opacities, backgrounds, outputs[1])
-        ctx.bins, ctx.left, ctx.num_colors = bins, left, len(colors)
+        ctx.bins, ctx.left, ctx.entry_blocks, ctx.num_colors = bins, left, entry_blocks, len(colors)
         radii = torch.from_numpy(bins.radii).to(means2d.device)
         ctx.mark_non_differentiable(radii)
         return *outputs, radii
@@ -249,11 +250,12 @@ class _Composite(torch.autograd.Function):
         kernels, bins = _kernels(), ctx.bins
         conics, opacities, backgrounds, alpha = (_array(tensor) for tensor in ctx.saved_tensors)
         cotangents = [_array(v) for v in (v_rgb, v_alpha, v_depth)]
-        pair_grads = _empty(bins.num_pairs, kernels.PAIR_GRADS)
+        pair_grads = _empty(bins.num_pairs * kernels.PAIR_GRADS)
         threads.run(
             kernels.composite_backward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records.reshape(-1), backgrounds,
-            *bins.shape, ctx.left, *cotangents, pair_grads, pieces=3,
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records.reshape(-1),
+            backgrounds, *bins.shape, ctx.left, *(array.reshape(-1) for array in cotangents), pair_grads,
+            pieces=3,
         )  # fmt: skip
         views, count, _ = conics.shape
         grads = (

@@ -18,9 +18,11 @@ An ellipse alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy
 centre mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
 
 What makes it fast: the innermost loops handle a block of LANES pixels at a time, in vectors and without
-branches (see simd.py); a row's blocks are those that the ellipse touches; a tile's pixels stay in the L1
-cache, and a splat's gradients in registers. Inside of loops an array is indexed with all its indices and
-never cut into views, because numba counts references to every view, with an atomic instruction.
+branches (see simd.py); only the blocks that an ellipse touches are looked at, which are the bits of an
+integer, so that one loop runs over them and ends where the processor can tell early; the forward pass keeps a
+block's pixels in registers, the backward pass a splat's gradients. Inside of loops an array is indexed with
+all its indices and never cut into views, because numba counts references to every view, with an atomic
+instruction.
 """
 
 from __future__ import annotations
@@ -43,20 +45,24 @@ from .constants import (
 )
 from .simd import (
     LANES,
-    absolute,
     any_lane,
     exp2,
-    largest,
     load,
+    load_every,
+    lowest_bit,
     maximum,
     minimum,
     numbers,
+    read,
     select,
     spread,
     sqrt,
     store,
-    store_whole,
+    store_ranges,
     total,
+    totals,
+    with_bit,
+    write,
 )
 
 f32, f64, u32 = np.float32, np.float64, np.uint32
@@ -65,33 +71,34 @@ TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
 BLOCK_COLUMNS, BLOCK_ROWS = TILE_W // BLOCK_W, TILE_H // BLOCK_H
 TILE_BLOCKS = BLOCK_COLUMNS * BLOCK_ROWS
-assert BLOCK_ROWS % LANES == 0  # `_load_batch` writes whole vectors of rows
+assert TILE_BLOCKS == 64 and BLOCK_COLUMNS == 8  # the bits of an integer, of a byte
 BATCH = 64  # entries of a tile that are made ready at a time
-LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let light through
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
 REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
+REC_NUMBER = 14  # of an entry in its tile, for compositing
 RECORD = 16
 NOTED_ROWS = 2  # of tiles, whose columns `make_records` notes for `fill_tiles`
-SPAN = 2 + 2 * BLOCK_ROWS  # which blocks of a tile a splat shows in, see `_load_batch`
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
 # sum of v, v dx, v dy, v dx^2, v dx dy, v dy^2, then of w dL/d(r, g, b, depth).
 PAIR_GRADS = 10
 
 # Vectors of a block of pixels in a tile's scratch array, in the forward and the backward pass.
-V1, V2, V3, V4, V5, V6 = (i * LANES for i in range(1, 7))
-FORWARD, BACKWARD = 6 * LANES, 8 * LANES
-LEFT = TILE_BLOCKS * 2 * LANES  # what the former leaves to the latter of a tile: V0 and V5
+V1, V2, V3, V4, V5, V6, V7, V8 = (i * LANES for i in range(1, 9))
+FORWARD, BACKWARD = 7 * LANES, 9 * LANES
+LEFT = TILE_BLOCKS * 2 * LANES  # what the former leaves to the latter of a tile: V1 and V6
 
 LOG2_E = math.log2(math.e)
 LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
 F_LOG2_ALPHA_MIN = f32(LOG2_ALPHA_MIN)
 F_ALPHA_MAX = f32(ALPHA_MAX)
 F_T_MIN = f32(TRANSMITTANCE_MIN)
+F_T_STOPPED = f32(1e-9)  # anything below the former, far from where numbers become slow to work with
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 ALMOST_HALF = f32(0.499)  # rounding up by truncation, with a hair of slack
+ROW_SLACK = f32(2e-3)
 # float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
 SPAN_SLACK = 1.0 + 1e-5
 
@@ -101,7 +108,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "645f170271e0"
+COMPILED_IN = "1c8682b5a263"
 
 
 def _kernel(signature: str):
@@ -651,78 +658,73 @@ def _pixel(row, column, size):
 
 
 @_inline
-def _load_batch(records, entry_splats, begin, end, x0, y0, rows, batch, spans):
-    """Readies the entries begin <= entry < end of the tile at (x0, y0).
+def _load_records(records, entry_splats, begin, end, tile_start, x0, y0, batch):
+    """The records of the entries begin <= entry < end of the tile at (x0, y0), into `batch` [BATCH * RECORD].
 
-    Into `batch` [BATCH * RECORD] their records, the means counted from the tile's corner; into `spans`
-    [BATCH * SPAN] which blocks each shows in: its rows of blocks [first, last), then for each row
-    the first column, then for each the one after the last. Fetching many at once hides how slow memory is.
+    The means are counted from the tile's corner. Fetching many at once hides how slow memory is.
     """
+    corner = select(numbers() < ONE, x0, select(numbers() < f32(2), y0, ZERO))
     for j in range(end - begin):
-        splat = np.int64(entry_splats[begin + j])
-        for k in range(0, RECORD, LANES):
-            store(batch, j * RECORD + k, load(records, splat * RECORD + k))
-    for j in range(end - begin):
-        r, s = j * RECORD, j * SPAN
-        batch[r + REC_X] -= x0
-        batch[r + REC_Y] -= y0
-        mean_x, mean_y, half_h = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_HALF_H]
-        half2, taper, shear = batch[r + REC_HALF2], batch[r + REC_TAPER], batch[r + REC_SHEAR]
-        top = np.int32(min(max(mean_y - half_h + ALMOST_HALF, ZERO), rows))
-        bottom = np.int32(min(max(mean_y + half_h + HALF, ZERO), rows))
-        spans[s], spans[s + 1] = top // BLOCK_H, (bottom + (BLOCK_H - 1)) // BLOCK_H
-        # Both edges of the ellipse bulge outwards: on a row of blocks they reach furthest on its first pixel
-        # row or its last, or where the ellipse ends between them.
-        for k in range(0, BLOCK_ROWS, LANES):
-            dy = f32(BLOCK_H) * numbers() + (f32(k * BLOCK_H) + HALF - mean_y)
-            first, last = maximum(dy, -half_h), minimum(dy + f32(BLOCK_H - 1), half_h)
+        r, splat = j * RECORD, np.int64(entry_splats[begin + j]) * RECORD
+        store(batch, r, load(records, splat) - corner)
+        store(batch, r + LANES, load(records, splat + LANES))
+        batch[r + REC_NUMBER] = f32(begin - tile_start + j)
+
+
+@_inline
+def _find_blocks(batch, count, columns, shows):
+    """Which blocks of a tile the first `count` entries of a batch show in.
+
+    Into `shows` [TILE_BLOCKS * BATCH / 32], for each block: a bit for each entry. `columns` [BLOCK_ROWS *
+    BATCH] is for its own use: for a row of blocks and an entry, a bit for each column.
+    """
+    for j in range(0, count, LANES):
+        r = j * RECORD
+        mean_x, mean_y = load_every(batch, r + REC_X, RECORD), load_every(batch, r + REC_Y, RECORD)
+        half2, taper = load_every(batch, r + REC_HALF2, RECORD), load_every(batch, r + REC_TAPER, RECORD)
+        shear, half_h = load_every(batch, r + REC_SHEAR, RECORD), load_every(batch, r + REC_HALF_H, RECORD)
+        for row in range(BLOCK_ROWS):
+            # Both edges of the ellipse bulge outwards: on a row of blocks they reach furthest on its first
+            # pixel row or its last, or where the ellipse ends between them.
+            dy = f32(row * BLOCK_H + 0.5) - mean_y
+            first, last = maximum(dy, ZERO - half_h), minimum(dy + f32(BLOCK_H - 1), half_h)
             width_first = sqrt(maximum(half2 - taper * first * first, ZERO))
             width_last = sqrt(maximum(half2 - taper * last * last, ZERO))
             left = mean_x + minimum(ZERO - shear * first - width_first, ZERO - shear * last - width_last)
             right = mean_x + maximum(width_first - shear * first, width_last - shear * last)
             left = minimum(maximum(left + ALMOST_HALF, ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
             right = minimum(maximum(right + f32(BLOCK_W - 0.5), ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
-            store_whole(spans, s + 2 + k, left)
-            store_whole(spans, s + 2 + BLOCK_ROWS + k, right)
-
-
-@_inline
-def _stopped(scratch, row):
-    """Whether every pixel of a row of blocks has stopped."""
-    for block in range(row * BLOCK_COLUMNS, (row + 1) * BLOCK_COLUMNS):
-        if any_lane(load(scratch, block * FORWARD) > ZERO):
-            return False
-    return True
-
-
-@_inline
-def _live_rows(scratch, first, last):
-    """Shrinks the range [first, last) of rows of blocks to those where some pixel has not stopped."""
-    while first < last and _stopped(scratch, first):
-        first += 1
-    while first < last and _stopped(scratch, last - 1):
-        last -= 1
-    return first, last
+            right = select(first <= last + ROW_SLACK, right, ZERO)
+            store_ranges(columns, row * BATCH + j, left, right)
+    for block in range(TILE_BLOCKS):
+        for j in range(0, BATCH, 32):
+            i = block // BLOCK_COLUMNS * BATCH + j
+            shows[(block * BATCH + j) // 32] = with_bit(columns, i, block % BLOCK_COLUMNS)
 
 
 @_kernel(
     "void(i8, i8, i8[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[::1])"
+    "f4[::1], f4[::1], f4[::1], f4[::1], i8[::1])"
 )
 def composite_forward(
     start, stop, tile_starts, entry_splats, records, backgrounds, width, height, tiles_x, tiles_y,
-    rgb, alpha, depth, left,
+    rgb, alpha, depth, left, entry_blocks,
 ):  # fmt: skip
     """Composites the tiles start <= tile < stop, front to back.
 
-    Also written, for the backward pass, into `left`: of each block of each tile the final transmittances and,
-    counted from the tile's first entry, the last entries that contributed (-1: none).
+    A batch of entries at a time, and of it block by block: a block's pixels stay in registers while all
+    entries of the batch that show in it pass.
 
-    Vectors of a block: V0 transmittance, negated once the pixel has stopped; V1 ... V4 sums of r, g, b,
-    depth; V5 last entry.
+    Also written, for the backward pass: into `left`, of each block of each tile the final transmittances and,
+    counted from the tile's first entry, the last entries that contributed (-1: none); and into
+    `entry_blocks`, of each entry, a bit for each block that it contributed to.
+
+    Vectors of a block: V0 transmittance, with that of the entry at which a pixel stops; V1 the same without;
+    V2 ... V5 sums of r, g, b, depth; V6 last entry.
     """
     scratch = np.empty(TILE_BLOCKS * FORWARD, np.float32)
-    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    batch, shows = np.zeros(BATCH * RECORD, np.float32), np.empty(TILE_BLOCKS * 2, np.uint32)
+    block_columns = np.empty(BLOCK_ROWS * BATCH, np.uint8)
     lane_x, lane_y = _lane_offsets()
     nothing = spread(ZERO)
     for tile in range(start, stop):
@@ -735,90 +737,100 @@ def composite_forward(
             x = lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W)
             y = lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H)
             inside = (x < f32(columns)) & (y < f32(rows))
-            store(scratch, i, select(inside, ONE, -ONE))  # pixels beyond the image have stopped
-            for k in range(V1, V5, LANES):
+            store(scratch, i, select(inside, ONE, ZERO))  # pixels beyond the image have stopped
+            store(scratch, i + V1, nothing + ONE)
+            for k in range(V2, V6, LANES):
                 store(scratch, i + k, nothing)
-            store(scratch, i + V5, nothing - ONE)
+            store(scratch, i + V6, nothing - ONE)
 
-        live_first, live_last = 0, (rows + BLOCK_H - 1) // BLOCK_H
-        begin = tile_starts[tile]
-        for entry in range(begin, tile_starts[tile + 1]):
-            j = (entry - begin) % BATCH
-            if j == 0:
-                end = min(entry + BATCH, tile_starts[tile + 1])
-                _load_batch(records, entry_splats, entry, end, f32(x0), f32(y0), f32(rows), batch, spans)
-            if j % LIVE_CHECK == LIVE_CHECK - 1:
-                live_first, live_last = _live_rows(scratch, live_first, live_last)
-                if live_first == live_last:
-                    break
-            r, s = j * RECORD, j * SPAN
-            mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
-            A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
-            red, green, blue, z = (
-                batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
-            )  # fmt: skip
-            number = spread(f32(entry - begin))
-            for row in range(max(spans[s], live_first), min(spans[s + 1], live_last)):
-                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
-                constant, linear = log_opacity - C * dy * dy, B * dy
-                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
-                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
-                i = (row * BLOCK_COLUMNS + first) * FORWARD
-                for _ in range(first, last):
-                    t = constant - dx * (A * dx + linear)
-                    a = minimum(exp2(maximum(t, F_LOG2_ALPHA_MIN)), F_ALPHA_MAX)
-                    a = select(t >= F_LOG2_ALPHA_MIN, a, ZERO)
-                    T = load(scratch, i)
-                    w = a * T
-                    after = T - w
-                    stops = after < F_T_MIN
-                    w = select(stops, ZERO, w)
-                    store(scratch, i, select(stops, ZERO - absolute(T), after))
-                    store(scratch, i + V1, load(scratch, i + V1) + w * red)
-                    store(scratch, i + V2, load(scratch, i + V2) + w * green)
-                    store(scratch, i + V3, load(scratch, i + V3) + w * blue)
-                    store(scratch, i + V4, load(scratch, i + V4) + w * z)
-                    store(scratch, i + V5, select(w > ZERO, number, load(scratch, i + V5)))
-                    dx = dx + f32(BLOCK_W)
-                    i += FORWARD
+        live = np.int64(-1)  # a bit for each block that still lets light through
+        tile_start, tile_end = tile_starts[tile], tile_starts[tile + 1]
+        for begin in range(tile_start, tile_end, BATCH):
+            end = min(begin + BATCH, tile_end)
+            for entry in range(begin, end):
+                entry_blocks[entry] = 0
+            if live == 0:
+                continue
+            _load_records(records, entry_splats, begin, end, tile_start, f32(x0), f32(y0), batch)
+            _find_blocks(batch, end - begin, block_columns, shows)
+            loaded = np.int64(-1) if end - begin == BATCH else (np.int64(1) << (end - begin)) - 1
+            for block in range(TILE_BLOCKS):
+                row, column = block // BLOCK_COLUMNS, block % BLOCK_COLUMNS
+                waiting = (np.int64(shows[2 * block]) | np.int64(shows[2 * block + 1]) << 32) & loaded
+                if waiting == 0 or (live >> block) & 1 == 0:
+                    continue
+                x, y = lane_x + f32(column * BLOCK_W), lane_y + f32(row * BLOCK_H)
+                i = block * FORWARD
+                T, final, last = load(scratch, i), load(scratch, i + V1), load(scratch, i + V6)
+                sum_r, sum_g = load(scratch, i + V2), load(scratch, i + V3)
+                sum_b, sum_z = load(scratch, i + V4), load(scratch, i + V5)
+                while waiting != 0:
+                    j = lowest_bit(waiting)
+                    waiting &= waiting - 1
+                    r = j * RECORD
+                    dx, dy = x - batch[r + REC_X], y - batch[r + REC_Y]
+                    t = batch[r + REC_LOG_OPACITY] - dx * (batch[r + REC_A] * dx)
+                    t = t - dy * (batch[r + REC_B] * dx + batch[r + REC_C] * dy)
+                    shown = t >= F_LOG2_ALPHA_MIN
+                    a = select(shown, minimum(exp2(t), F_ALPHA_MAX), ZERO)
+                    after = T * (ONE - a)
+                    counts = shown & (after >= F_T_MIN)
+                    w = select(counts, a * T, ZERO)
+                    T = maximum(after, F_T_STOPPED)
+                    final = select(counts, after, final)
+                    last = select(counts, batch[r + REC_NUMBER], last)
+                    sum_r += w * batch[r + REC_R]
+                    sum_g += w * batch[r + REC_G]
+                    sum_b += w * batch[r + REC_BLUE]
+                    sum_z += w * batch[r + REC_Z]
+                    entry_blocks[begin + j] |= np.int64(1) << block
+                store(scratch, i, T)
+                store(scratch, i + V1, final)
+                store(scratch, i + V2, sum_r)
+                store(scratch, i + V3, sum_g)
+                store(scratch, i + V4, sum_b)
+                store(scratch, i + V5, sum_z)
+                store(scratch, i + V6, last)
+                if not any_lane(T >= F_T_MIN):
+                    live &= ~(np.int64(1) << block)
 
         for block in range(TILE_BLOCKS):
             i, k = block * FORWARD, tile * LEFT + block * 2 * LANES
-            store(left, k, absolute(load(scratch, i)))
-            store(left, k + LANES, load(scratch, i + V5))
+            store(left, k, load(scratch, i + V1))
+            store(left, k + LANES, load(scratch, i + V6))
         red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
         for row in range(rows):
             for column in range(columns):
                 i = _pixel(row, column, FORWARD)
-                y, x = y0 + row, x0 + column
-                T = abs(scratch[i])
-                rgb[v, y, x, 0] = scratch[i + V1] + T * red
-                rgb[v, y, x, 1] = scratch[i + V2] + T * green
-                rgb[v, y, x, 2] = scratch[i + V3] + T * blue
-                depth[v, y, x] = scratch[i + V4]
-                alpha[v, y, x] = ONE - T
+                pixel = (v * height + y0 + row) * width + x0 + column
+                T = read(scratch, i + V1)
+                write(rgb, 3 * pixel, read(scratch, i + V2) + T * red)
+                write(rgb, 3 * pixel + 1, read(scratch, i + V3) + T * green)
+                write(rgb, 3 * pixel + 2, read(scratch, i + V4) + T * blue)
+                write(depth, pixel, read(scratch, i + V5))
+                write(alpha, pixel, ONE - T)
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], i4[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[::1], f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], i4[::1], i8[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])"
 )
 def composite_backward(
-    start, stop, tile_starts, entry_splats, entry_pairs, records, backgrounds, width, height, tiles_x,
-    tiles_y, left, v_rgb, v_alpha, v_depth, pair_grads,
+    start, stop, tile_starts, entry_splats, entry_pairs, entry_blocks, records, backgrounds, width, height,
+    tiles_x, tiles_y, left, v_rgb, v_alpha, v_depth, pair_grads,
 ):  # fmt: skip
     """Gradients of every pair (PAIR_GRADS) of the tiles start <= tile < stop, back to front.
 
-    With q_i = c_i . dL/drgb + z_i dL/ddepth, what lies behind entry i adds up to
+    With q_i = c_i . dL/drgb + z_i dL/ddepth, what shows behind entry i is, as if nothing stood before it,
 
-        S_i = sum_{j > i} w_j q_j + T (background . dL/drgb - dL/dalpha)
+        S_i = alpha_{i+1} q_{i+1} + (1 - alpha_{i+1}) S_{i+1},  at last background . dL/drgb - dL/dalpha
 
-    and dL/dalpha_i = T_i q_i - S_i / (1 - alpha_i). T_i comes from the saved T by dividing through 1 - alpha.
+    and dL/dalpha_i = T_i (q_i - S_i). T_i comes from the saved T by dividing through 1 - alpha.
 
-    Vectors of a block: V0 T_i, V1 S_i, V2 ... V5 dL/d(r, g, b, depth), V6 last entry.
+    Vectors of a block: V0 T_i, V1 S_i, V2 ... V5 dL/d(r, g, b, depth), V6 last entry, V7 and V8 x and y.
     """
     scratch = np.empty(TILE_BLOCKS * BACKWARD, np.float32)
-    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    batch = np.empty(BATCH * RECORD, np.float32)
     lane_x, lane_y = _lane_offsets()
     nothing = spread(ZERO)
     for tile in range(start, stop):
@@ -830,87 +842,72 @@ def composite_backward(
         for row in range(rows):
             for column in range(columns):
                 i = _pixel(row, column, BACKWARD)
-                y, x = y0 + row, x0 + column
-                scratch[i + V1] = -v_alpha[v, y, x]
-                scratch[i + V2] = v_rgb[v, y, x, 0]
-                scratch[i + V3] = v_rgb[v, y, x, 1]
-                scratch[i + V4] = v_rgb[v, y, x, 2]
-                scratch[i + V5] = v_depth[v, y, x]
+                pixel = (v * height + y0 + row) * width + x0 + column
+                write(scratch, i + V1, -read(v_alpha, pixel))
+                write(scratch, i + V2, read(v_rgb, 3 * pixel))
+                write(scratch, i + V3, read(v_rgb, 3 * pixel + 1))
+                write(scratch, i + V4, read(v_rgb, 3 * pixel + 2))
+                write(scratch, i + V5, read(v_depth, pixel))
         red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
-        furthest = nothing - ONE
         for block in range(TILE_BLOCKS):
             i, k = block * BACKWARD, tile * LEFT + block * 2 * LANES
-            T, last_entry = load(left, k), load(left, k + LANES)
             behind = red * load(scratch, i + V2) + green * load(scratch, i + V3)
             behind = behind + blue * load(scratch, i + V4) + load(scratch, i + V1)
-            store(scratch, i, T)
-            store(scratch, i + V1, T * behind)
-            store(scratch, i + V6, last_entry)
-            furthest = maximum(furthest, last_entry)
+            store(scratch, i, load(left, k))
+            store(scratch, i + V1, behind)
+            store(scratch, i + V6, load(left, k + LANES))
+            store(scratch, i + V7, lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W))
+            store(scratch, i + V8, lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H))
 
         begin = tile_starts[tile]
-        beyond = begin + np.int64(largest(furthest)) + 1
-        for entry in range(beyond, tile_starts[tile + 1]):
-            for k in range(PAIR_GRADS):
-                pair_grads[entry_pairs[entry], k] = ZERO
-        for entry in range(beyond - 1, begin - 1, -1):
+        for entry in range(tile_starts[tile + 1] - 1, begin - 1, -1):
             j = (entry - begin) % BATCH
-            if j == BATCH - 1 or entry == beyond - 1:
-                _load_batch(
-                    records, entry_splats, entry - j, entry + 1, f32(x0), f32(y0), f32(rows), batch, spans
-                )
-            r, s = j * RECORD, j * SPAN
+            if j == BATCH - 1 or entry == tile_starts[tile + 1] - 1:
+                _load_records(records, entry_splats, entry - j, entry + 1, begin, f32(x0), f32(y0), batch)
+            r = j * RECORD
             mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
             A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
             red, green, blue, z = (
                 batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
             )  # fmt: skip
-            number = spread(f32(entry - begin))
+            number = spread(batch[r + REC_NUMBER])
             g_1, g_x, g_y, g_xx, g_xy, g_yy = nothing, nothing, nothing, nothing, nothing, nothing
             g_red, g_green, g_blue, g_z = nothing, nothing, nothing, nothing
-            for row in range(spans[s], spans[s + 1]):
-                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
-                constant, linear = log_opacity - C * dy * dy, B * dy
-                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
-                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
-                i = (row * BLOCK_COLUMNS + first) * BACKWARD
-                for _ in range(first, last):
-                    t = constant - dx * (A * dx + linear)
-                    counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
-                    raw = select(counts, exp2(maximum(t, F_LOG2_ALPHA_MIN)), ZERO)
-                    a = minimum(raw, F_ALPHA_MAX)
-                    inverse = ONE / (ONE - a)
-                    v_r, v_g = load(scratch, i + V2), load(scratch, i + V3)
-                    v_b, v_z = load(scratch, i + V4), load(scratch, i + V5)
-                    q = red * v_r + green * v_g + blue * v_b + z * v_z
-                    T, S = load(scratch, i) * inverse, load(scratch, i + V1)
-                    w = a * T
-                    g = raw * (T * q - S * inverse)
-                    g = select(raw < F_ALPHA_MAX, g, ZERO)  # at the cap alpha is constant
-                    store(scratch, i, T)
-                    store(scratch, i + V1, S + w * q)
-                    g_dx, g_dy = g * dx, g * dy
-                    g_1 += g
-                    g_x += g_dx
-                    g_y += g_dy
-                    g_xx += g_dx * dx
-                    g_xy += g_dx * dy
-                    g_yy += g_dy * dy
-                    g_red += w * v_r
-                    g_green += w * v_g
-                    g_blue += w * v_b
-                    g_z += w * v_z
-                    dx = dx + f32(BLOCK_W)
-                    i += BACKWARD
-            p = entry_pairs[entry]
-            pair_grads[p, 0], pair_grads[p, 1], pair_grads[p, 2] = total(g_1), total(g_x), total(g_y)
-            pair_grads[p, 3], pair_grads[p, 4], pair_grads[p, 5] = total(g_xx), total(g_xy), total(g_yy)
-            pair_grads[p, 6], pair_grads[p, 7] = total(g_red), total(g_green)
-            pair_grads[p, 8], pair_grads[p, 9] = total(g_blue), total(g_z)
+            waiting = entry_blocks[entry]
+            while waiting != 0:
+                i = lowest_bit(waiting) * BACKWARD
+                waiting &= waiting - 1
+                dx, dy = load(scratch, i + V7) - mean_x, load(scratch, i + V8) - mean_y
+                t = log_opacity - dx * (A * dx) - dy * (B * dx + C * dy)
+                counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
+                raw = select(counts, exp2(t), ZERO)
+                a = minimum(raw, F_ALPHA_MAX)
+                v_r, v_g = load(scratch, i + V2), load(scratch, i + V3)
+                v_b, v_z = load(scratch, i + V4), load(scratch, i + V5)
+                T, behind = load(scratch, i) / (ONE - a), load(scratch, i + V1)
+                contrast = red * v_r + green * v_g + blue * v_b + z * v_z - behind
+                store(scratch, i, T)
+                store(scratch, i + V1, behind + a * contrast)
+                w = a * T
+                g = select(raw < F_ALPHA_MAX, w * contrast, ZERO)  # at the cap alpha is constant
+                g_dx, g_dy = g * dx, g * dy
+                g_1 += g
+                g_x += g_dx
+                g_y += g_dy
+                g_xx += g_dx * dx
+                g_xy += g_dx * dy
+                g_yy += g_dy * dy
+                g_red += w * v_r
+                g_green += w * v_g
+                g_blue += w * v_b
+                g_z += w * v_z
+            p = entry_pairs[entry] * PAIR_GRADS
+            store(pair_grads, p, totals(g_1, g_x, g_y, g_xx, g_xy, g_yy, g_red, g_green))
+            pair_grads[p + 8], pair_grads[p + 9] = total(g_blue), total(g_z)
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], f4[:,::1], f4[:,:,::1], f4[::1],"
+    "void(i8, i8, i8[::1], f4[::1], f4[:,:,::1], f4[::1],"
     "f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1])"
 )
 def reduce_pairs(
@@ -929,7 +926,7 @@ def reduce_pairs(
             splat = v * count + n
             for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
                 for j in range(PAIR_GRADS):
-                    sums[j] += pair_grads[pair, j]
+                    sums[j] += pair_grads[pair * PAIR_GRADS + j]
             a, b, c = conics[v, n, 0], conics[v, n, 1], conics[v, n, 2]
             v_means2d[v, n, 0] = a * sums[1] + b * sums[2]
             v_means2d[v, n, 1] = b * sums[1] + c * sums[2]

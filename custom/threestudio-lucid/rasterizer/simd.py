@@ -5,13 +5,19 @@ processor and from one line to the next. With these types there is nothing to se
 
     v = load(array, i)               array[i : i + LANES] of a float32 array, C-contiguous, [.]
     store(array, i, v)
+    x = read(array, i)               array[i], without numba's look at whether i counts from the end
+    write(array, i, x)
     v + w, v - w, v * w, v / w       of vectors, or a vector and a float32
     v < w, v <= w, v > w, v >= w     masks; m & n of two of them
     select(mask, v, w)               v where the mask is set, else w
     numbers()                        0, 1, ... LANES - 1
     minimum(v, w), maximum(v, w), sqrt(v), absolute(v), exp2(v), spread(x)
-    total(v), largest(v), any_lane(mask)
-    store_whole(array, i, v)         rounded towards zero, into an int32 array
+    total(v), any_lane(mask)
+    totals(v0, ... v7)               a vector of the totals
+    load_every(array, i, step)       array[i], array[i + step], ...
+    store_ranges(array, i, v, w)     bits [v, w) of the bytes of array[i : i + LANES]; 0 <= v, w <= 8
+    with_bit(array, i, k)            a 32-bit integer: bit j is bit k of the byte array[i + j]
+    lowest_bit(n)                    the number of the lowest bit set in a 64-bit integer
 
 On a processor with shorter registers LLVM splits a vector in two or four.
 """
@@ -151,15 +157,83 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def store_whole(typing: Any, array: Any, index: Any, vector: Any) -> Any:
-    """array[index : index + LANES] = vector, rounded towards zero, in an int32 array."""
+def read(typing: Any, array: Any, index: Any) -> Any:
+    """array[index] for index >= 0."""
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-        address = builder.bitcast(_address(context, builder, sig, args), _INTS.as_pointer())
-        builder.store(builder.fptosi(args[2], _INTS), address, align=4)
+        return builder.load(_address(context, builder, sig, args), align=4)
+
+    return (types.float32(array, index), lower) if _is_flat(array, types.float32) else None
+
+
+@intrinsic
+def write(typing: Any, array: Any, index: Any, number: Any) -> Any:
+    """array[index] = number, for index >= 0."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        number = context.cast(builder, args[2], sig.args[2], types.float32)
+        builder.store(number, _address(context, builder, sig, args), align=4)
         return context.get_dummy_value()
 
-    return (types.void(array, index, vector), lower) if _is_flat(array, types.int32) else None
+    return (types.void(array, index, number), lower) if _is_flat(array, types.float32) else None
+
+
+@intrinsic
+def load_every(typing: Any, array: Any, index: Any, step: Any) -> Any:
+    """array[index : index + LANES * step : step]."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        address, vector = _address(context, builder, sig, args), ir.Constant(_FLOATS, ir.Undefined)
+        for lane in range(LANES):
+            value = builder.load(builder.gep(address, [builder.mul(args[2], args[2].type(lane))]))
+            vector = builder.insert_element(vector, value, ir.IntType(32)(lane))
+        return vector
+
+    return (floats(array, index, step), lower) if _is_flat(array, types.float32) else None
+
+
+@intrinsic
+def store_ranges(typing: Any, array: Any, index: Any, first: Any, last: Any) -> Any:
+    """Lane by lane, a byte with the bits first <= bit < last set, both rounded towards zero."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        ones = ir.Constant(_INTS, [-1] * LANES)
+        from_first, from_last = (builder.shl(ones, builder.fptosi(arg, _INTS)) for arg in args[2:])
+        bits = builder.and_(from_first, builder.not_(from_last))
+        kind = ir.VectorType(ir.IntType(8), LANES)
+        address = builder.bitcast(_address(context, builder, sig, args), kind.as_pointer())
+        builder.store(builder.trunc(bits, kind), address, align=1)
+        return context.get_dummy_value()
+
+    return (types.void(array, index, first, last), lower) if _is_flat(array, types.uint8) else None
+
+
+@intrinsic
+def with_bit(typing: Any, array: Any, index: Any, bit: Any) -> Any:
+    """Which of the 32 bytes from array[index] on have a bit set, as the bits of an integer."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        kind = ir.VectorType(ir.IntType(8), 32)
+        value = builder.shl(ir.IntType(8)(1), builder.trunc(args[2], ir.IntType(8)))
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32)
+        ones = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
+        address = builder.bitcast(_address(context, builder, sig, args), kind.as_pointer())
+        found = builder.and_(builder.load(address, align=1), ones)
+        found = builder.icmp_unsigned("!=", found, ir.Constant(kind, [0] * 32))
+        return builder.bitcast(found, ir.IntType(32))
+
+    return (types.uint32(array, index, bit), lower) if _is_flat(array, types.uint8) else None
+
+
+@intrinsic
+def lowest_bit(typing: Any, number: Any) -> Any:
+    """The number of the lowest bit set in an int64, which must not be 0."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return (types.int64(types.int64), lower) if number == types.int64 else None
 
 
 @intrinsic
@@ -229,13 +303,26 @@ def total(typing: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def largest(typing: Any, vector: Any) -> Any:
-    """The largest of the lanes."""
+def totals(typing: Any, v0: Any, v1: Any, v2: Any, v3: Any, v4: Any, v5: Any, v6: Any, v7: Any) -> Any:
+    """Lane k holds the sum of the lanes of the k-th vector."""
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-        return _fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+        # Lane i of the k-th vector of a level holds a part of the sum of argument 2^level k + i % 2^level.
+        vectors, width = args, 1
+        while width < LANES:
+            lower_part = [i + (LANES - width) * (i // width % 2) for i in range(LANES)]
+            upper_part = [i + width for i in lower_part]
+            vectors = [
+                builder.fadd(
+                    *(builder.shuffle_vector(v, w, ir.Constant(_INTS, i)) for i in (lower_part, upper_part)),
+                    flags=_FLAGS,
+                )
+                for v, w in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+            width *= 2
+        return vectors[0]
 
-    return types.float32(floats), lower
+    return floats(*[floats] * LANES), lower
 
 
 @intrinsic
@@ -271,10 +358,11 @@ E0, E1, E2, E3, E4, E5 = (
 
 @njit(error_model="numpy")
 def exp2(t):
-    """2^t of each lane, for |t| < 126."""
+    """2^t of each lane, for |t| < 126; no number to rely on for others."""
     shifted = t + _ROUNDS
     f = t - (shifted - _ROUNDS)
-    mantissa = ((((E5 * f + E4) * f + E3) * f + E2) * f + E1) * f + E0
+    ff = f * f  # pairs of terms side by side: half the time that one after the other takes
+    mantissa = ((E5 * f + E4) * ff + (E3 * f + E2)) * ff + (E1 * f + E0)
     return _times_power_of_two(mantissa, shifted)
 
 
