@@ -47,6 +47,10 @@ def _array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
     return tensor.detach().to("cpu", dtype).contiguous().numpy()
 
 
+def _flat(tensor: Tensor) -> np.ndarray:
+    return _array(tensor).reshape(-1)
+
+
 def _empty(*shape: int) -> np.ndarray:
     return np.empty(shape, np.float32)
 
@@ -59,10 +63,9 @@ def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 def _projected(
     means: Tensor, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor
 ) -> list[np.ndarray]:
-    """What the projection kernels read: float32, but cameras in float64; scales [B or 1, N, 3]."""
+    """What the projection kernels read: float32 and flat, but cameras in float64."""
     cameras = (_array(tensor, torch.float64) for tensor in (viewmats, Ks))
-    scales = scales if scales.dim() == 3 else scales[None]
-    return [*(_array(tensor) for tensor in (means, quats, scales)), *cameras]
+    return [*(_flat(tensor) for tensor in (means, quats, scales)), *cameras]
 
 
 class _Project(torch.autograd.Function):
@@ -86,7 +89,7 @@ class _Project(torch.autograd.Function):
         outputs = _empty(views, count, 2), _empty(views, count), _empty(views, count, 3)
         threads.run(
             _kernels().project_forward, count, *_projected(means, quats, scales, viewmats, Ks), width, height,
-            near, eps2d, *outputs, grain=GAUSSIANS_AT_LEAST,
+            near, eps2d, *(output.reshape(-1) for output in outputs), grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         means2d, depths, conics = _tensors(means, *outputs)
         ctx.save_for_backward(means, quats, scales, viewmats, Ks, conics)
@@ -100,12 +103,12 @@ class _Project(torch.autograd.Function):
         *inputs, conics = ctx.saved_tensors
         projected = _projected(*inputs)
         grads = [np.empty_like(array) for array in projected[:3]]  # means, quats, scales
-        cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
+        cotangents = (_flat(v) for v in (v_means2d, v_depths, v_conics))
         threads.run(
-            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _array(conics), *cotangents,
+            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _flat(conics), *cotangents,
             *grads, grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
-        grads[2] = grads[2].reshape(inputs[2].shape)
+        grads = [grad.reshape(tensor.shape) for grad, tensor in zip(grads, inputs, strict=False)]
         return *_tensors(v_means2d, *grads), *[None] * 6
 
 

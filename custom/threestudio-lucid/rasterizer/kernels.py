@@ -47,6 +47,7 @@ from .simd import (
     LANES,
     any_lane,
     exp2,
+    gather,
     load,
     load_every,
     lowest_bit,
@@ -54,6 +55,7 @@ from .simd import (
     minimum,
     numbers,
     read,
+    scatter,
     select,
     spread,
     sqrt,
@@ -108,7 +110,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "1c8682b5a263"
+COMPILED_IN = "b66572820f24"
 
 
 def _kernel(signature: str):
@@ -122,38 +124,38 @@ _exact = njit(error_model="numpy")
 
 
 # --- projection -----------------------------------------------------------------------------------
-# Scalars are float64 here: it costs nothing in scalar code and thin, long Gaussians need the digits.
+# LANES Gaussians at a time, in float64: thin, long ones need the digits. All arrays but the cameras are flat.
 
 
 @_inline
-def _rotation(quats, n):
-    """Rotation matrix (nine scalars), unit quaternion and the length of the given one."""
-    w, x, y, z = f64(quats[n, 0]), f64(quats[n, 1]), f64(quats[n, 2]), f64(quats[n, 3])
-    length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    w, x, y, z = w / length, x / length, y / length, z / length
+def _rotation(w, x, y, z):
+    """Rotation matrix (nine numbers), unit quaternion and the length of the given one."""
+    length = maximum(sqrt(w * w + x * x + y * y + z * z), 1e-12)
+    inverse = 1.0 / length
+    w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
     rotation = (
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
+        2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x),
+        2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y),
     )  # fmt: skip
     return rotation, (w, x, y, z), length
 
 
 @_inline
-def _scales(scales, v, n):
-    """Scales of a Gaussian in a view, of [B or 1, N, 3]."""
-    v = min(v, scales.shape[0] - 1)
-    return f64(scales[v, n, 0]), f64(scales[v, n, 1]), f64(scales[v, n, 2])
+def _view(viewmats, v):
+    """Rows 0, 1, 2 of a view's matrix."""
+    w = viewmats
+    return (
+        (w[v, 0, 0], w[v, 0, 1], w[v, 0, 2], w[v, 0, 3]),
+        (w[v, 1, 0], w[v, 1, 1], w[v, 1, 2], w[v, 1, 3]),
+        (w[v, 2, 0], w[v, 2, 1], w[v, 2, 2], w[v, 2, 3]),
+    )
 
 
 @_inline
-def _to_camera(viewmats, v, x, y, z):
-    """Camera coordinates of a world point."""
-    return (
-        viewmats[v, 0, 0] * x + viewmats[v, 0, 1] * y + viewmats[v, 0, 2] * z + viewmats[v, 0, 3],
-        viewmats[v, 1, 0] * x + viewmats[v, 1, 1] * y + viewmats[v, 1, 2] * z + viewmats[v, 1, 3],
-        viewmats[v, 2, 0] * x + viewmats[v, 2, 1] * y + viewmats[v, 2, 2] * z + viewmats[v, 2, 3],
-    )
+def _along(row, x, y, z):
+    """One of the camera coordinates of a world point."""
+    return row[0] * x + row[1] * y + row[2] * z + row[3]
 
 
 @_inline
@@ -161,182 +163,195 @@ def _clamped_slope(slope, focal, centre, size):
     """x / z (or y / z) limited to the image and a margin, and whether it was inside of the limits."""
     margin = FOV_MARGIN * size / (2 * focal)
     low, high = -centre / focal - margin, (size - centre) / focal + margin
-    return min(max(slope, low), high), low <= slope <= high
+    return minimum(maximum(slope, low), high), (slope >= low) & (slope <= high)
 
 
 @_inline
-def _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z):
-    """Rows j0, j1 of J W, and rows p0, p1 of J W R S, whose product p p^T is the covariance on the image."""
-    j0 = (
-        (viewmats[v, 0, 0] - slope_x * viewmats[v, 2, 0]) * fx / z,
-        (viewmats[v, 0, 1] - slope_x * viewmats[v, 2, 1]) * fx / z,
-        (viewmats[v, 0, 2] - slope_x * viewmats[v, 2, 2]) * fx / z,
-    )
-    j1 = (
-        (viewmats[v, 1, 0] - slope_y * viewmats[v, 2, 0]) * fy / z,
-        (viewmats[v, 1, 1] - slope_y * viewmats[v, 2, 1]) * fy / z,
-        (viewmats[v, 1, 2] - slope_y * viewmats[v, 2, 2]) * fy / z,
-    )
+def _image_axis(row, row_z, slope, focal_by_z, rotation, sx, sy, sz):
+    """Row j of J W, and row p of J W R S: the covariance on the image is p p^T, of both rows of either."""
     r = rotation
-    p0 = (
-        (j0[0] * r[0] + j0[1] * r[3] + j0[2] * r[6]) * sx,
-        (j0[0] * r[1] + j0[1] * r[4] + j0[2] * r[7]) * sy,
-        (j0[0] * r[2] + j0[1] * r[5] + j0[2] * r[8]) * sz,
+    j = (
+        (row[0] - slope * row_z[0]) * focal_by_z,
+        (row[1] - slope * row_z[1]) * focal_by_z,
+        (row[2] - slope * row_z[2]) * focal_by_z,
     )
-    p1 = (
-        (j1[0] * r[0] + j1[1] * r[3] + j1[2] * r[6]) * sx,
-        (j1[0] * r[1] + j1[1] * r[4] + j1[2] * r[7]) * sy,
-        (j1[0] * r[2] + j1[1] * r[5] + j1[2] * r[8]) * sz,
+    p = (
+        (j[0] * r[0] + j[1] * r[3] + j[2] * r[6]) * sx,
+        (j[0] * r[1] + j[1] * r[4] + j[2] * r[7]) * sy,
+        (j[0] * r[2] + j[1] * r[5] + j[2] * r[8]) * sz,
     )
-    return j0, j1, p0, p1
+    return j, p
+
+
+@_inline
+def _dot(p, q):
+    return p[0] * q[0] + p[1] * q[1] + p[2] * q[2]
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
-    "i8, i8, f8, f8, f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f8[:,:,::1], f8[:,:,::1], i8, i8, f8, f8,"
+    "f4[::1], f4[::1], f4[::1])"
 )
 def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
 ):
     """projection.project, for Gaussians start <= n < stop in all views; scales [B or 1, N, 3]."""
-    for n in range(start, stop):
-        rotation, _, _ = _rotation(quats, n)
-        for v in range(viewmats.shape[0]):
-            sx, sy, sz = _scales(scales, v, n)
-            x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
-            depths[v, n] = z
-            means2d[v, n, 0] = 0.0
-            means2d[v, n, 1] = 0.0
-            conics[v, n, 0] = 0.0
-            conics[v, n, 1] = 0.0
-            conics[v, n, 2] = 0.0
-            if z < near:
-                continue
-            fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
-            slope_x, _ = _clamped_slope(x / z, fx, cx, width)
-            slope_y, _ = _clamped_slope(y / z, fy, cy, height)
-            _, _, p0, p1 = _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z)
-            xx = p0[0] * p0[0] + p0[1] * p0[1] + p0[2] * p0[2] + eps2d
-            xy = p0[0] * p1[0] + p0[1] * p1[1] + p0[2] * p1[2]
-            yy = p1[0] * p1[0] + p1[1] * p1[1] + p1[2] * p1[2] + eps2d
+    count, end = len(means) // 3, stop - 1
+    own_scales = len(scales) // 3 // max(count, 1)
+    for v in range(viewmats.shape[0]):
+        row_x, row_y, row_z = _view(viewmats, v)
+        fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
+        g, own = v * count, min(v, own_scales - 1) * count
+        for n in range(start, stop, LANES):
+            mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
+            mean_z = gather(means, n, end, 3, 2)
+            rotation, _, _ = _rotation(
+                gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
+                gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+            )  # fmt: skip
+            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
+            sz = gather(scales, n, end, 3, 3 * own + 2)
+            x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
+            z = _along(row_z, mean_x, mean_y, mean_z)
+            by_z = 1.0 / z
+            slope_x, slope_y = x * by_z, y * by_z
+            clamped_x, _ = _clamped_slope(slope_x, fx, cx, width)
+            clamped_y, _ = _clamped_slope(slope_y, fy, cy, height)
+            _, p0 = _image_axis(row_x, row_z, clamped_x, fx * by_z, rotation, sx, sy, sz)
+            _, p1 = _image_axis(row_y, row_z, clamped_y, fy * by_z, rotation, sx, sy, sz)
+            xx, xy, yy = _dot(p0, p0) + eps2d, _dot(p0, p1), _dot(p1, p1) + eps2d
             determinant = xx * yy - xy * xy
-            if not (determinant > 0.0 and determinant < math.inf):
-                continue
-            means2d[v, n, 0] = fx * x / z + cx
-            means2d[v, n, 1] = fy * y / z + cy
-            conics[v, n, 0] = yy / determinant
-            conics[v, n, 1] = -xy / determinant
-            conics[v, n, 2] = xx / determinant
+            drawn = (z >= near) & (determinant > 0.0) & (determinant < math.inf)
+            inverse = select(drawn, 1.0 / determinant, 0.0)
+            scatter(depths, n, end, 1, g, z)
+            scatter(means2d, n, end, 2, 2 * g, select(drawn, fx * slope_x + cx, 0.0))
+            scatter(means2d, n, end, 2, 2 * g + 1, select(drawn, fy * slope_y + cy, 0.0))
+            scatter(conics, n, end, 3, 3 * g, select(drawn, yy * inverse, 0.0))
+            scatter(conics, n, end, 3, 3 * g + 1, select(drawn, -xy * inverse, 0.0))
+            scatter(conics, n, end, 3, 3 * g + 2, select(drawn, xx * inverse, 0.0))
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
-    "i8, i8, f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,::1],"
-    "f4[:,::1], f4[:,::1], f4[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f8[:,:,::1], f8[:,:,::1], i8, i8, f4[::1], f4[::1], f4[::1],"
+    "f4[::1], f4[::1], f4[::1], f4[::1])"
 )
 def project_backward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, conics, v_means2d, v_depths, v_conics,
     v_means, v_quats, v_scales,
 ):  # fmt: skip
     """Gradients of `project_forward`, summed over the views in order."""
-    for n in range(start, stop):
-        r, quat, length = _rotation(quats, n)
-        gx, gy, gz = 0.0, 0.0, 0.0  # dL/dmean
-        # dL/dR: nine scalars, row by row
-        m00, m01, m02, m10, m11, m12, m20, m21, m22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for v in range(scales.shape[0]):
-            v_scales[v, n, 0], v_scales[v, n, 1], v_scales[v, n, 2] = ZERO, ZERO, ZERO
+    count, end = len(means) // 3, stop - 1
+    own_scales = len(scales) // 3 // max(count, 1)
+    nothing = spread(0.0)
+    for n in range(start, stop, LANES):
+        mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
+        mean_z = gather(means, n, end, 3, 2)
+        r, quat, length = _rotation(
+            gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
+            gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+        )  # fmt: skip
+        gx, gy, gz = nothing, nothing, nothing  # dL/dmean
+        v_sx, v_sy, v_sz = nothing, nothing, nothing
+        # dL/dR: nine numbers, row by row
+        m00, m01, m02, m10, m11 = nothing, nothing, nothing, nothing, nothing
+        m12, m20, m21, m22 = nothing, nothing, nothing, nothing
         for v in range(viewmats.shape[0]):
-            sx, sy, sz = _scales(scales, v, n)
-            v_u, v_v, v_z = f64(v_means2d[v, n, 0]), f64(v_means2d[v, n, 1]), f64(v_depths[v, n])
-            v_a, v_b, v_c = f64(v_conics[v, n, 0]), f64(v_conics[v, n, 1]), f64(v_conics[v, n, 2])
-            a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
-            if a > 0.0:
-                x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
-                fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
-                slope_x, free_x = _clamped_slope(x / z, fx, Ks[v, 0, 2], width)
-                slope_y, free_y = _clamped_slope(y / z, fy, Ks[v, 1, 2], height)
-                j0, j1, p0, p1 = _covariance(viewmats, v, r, sx, sy, sz, fx, fy, slope_x, slope_y, z)
+            row_x, row_y, row_z = _view(viewmats, v)
+            fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
+            g, own = v * count, min(v, own_scales - 1) * count
+            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
+            sz = gather(scales, n, end, 3, 3 * own + 2)
+            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
+            c = gather(conics, n, end, 3, 3 * g + 2)
+            v_a, v_b = gather(v_conics, n, end, 3, 3 * g), gather(v_conics, n, end, 3, 3 * g + 1)
+            v_c = gather(v_conics, n, end, 3, 3 * g + 2)
+            v_z = gather(v_depths, n, end, 1, g)
+            # one that is not drawn gets nothing from a, b, c = 0, and must not divide by 0
+            drawn = a > 0.0
+            v_u = select(drawn, gather(v_means2d, n, end, 2, 2 * g), 0.0)
+            v_v = select(drawn, gather(v_means2d, n, end, 2, 2 * g + 1), 0.0)
+            x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
+            z = select(drawn, _along(row_z, mean_x, mean_y, mean_z), 1.0)
+            by_z = 1.0 / z
+            slope_x, free_x = _clamped_slope(x * by_z, fx, Ks[v, 0, 2], width)
+            slope_y, free_y = _clamped_slope(y * by_z, fy, Ks[v, 1, 2], height)
+            j0, p0 = _image_axis(row_x, row_z, slope_x, fx * by_z, r, sx, sy, sz)
+            j1, p1 = _image_axis(row_y, row_z, slope_y, fy * by_z, r, sx, sy, sz)
 
-                # 1. conic = cov^-1:  dL/dcov = -conic dL/dconic conic, both symmetric
-                t00, t01 = v_a * a + v_b * b / 2, v_a * b + v_b * c / 2
-                t10, t11 = v_b * a / 2 + v_c * b, v_b * b / 2 + v_c * c
-                v_xx, v_yy = -(a * t00 + b * t10), -(b * t01 + c * t11)
-                v_xy = -(a * t01 + b * t11)
+            # 1. conic = cov^-1:  dL/dcov = -conic dL/dconic conic, both symmetric
+            half_b = 0.5 * v_b
+            t00, t01 = v_a * a + half_b * b, v_a * b + half_b * c
+            t10, t11 = half_b * a + v_c * b, half_b * b + v_c * c
+            v_xx, v_yy = -(a * t00 + b * t10), -(b * t01 + c * t11)
+            v_xy = -(a * t01 + b * t11)
 
-                # 2. cov = p p^T:  dL/dp = 2 dL/dcov p
-                q0 = (
-                    2 * (v_xx * p0[0] + v_xy * p1[0]),
-                    2 * (v_xx * p0[1] + v_xy * p1[1]),
-                    2 * (v_xx * p0[2] + v_xy * p1[2]),
-                )
-                q1 = (
-                    2 * (v_xy * p0[0] + v_yy * p1[0]),
-                    2 * (v_xy * p0[1] + v_yy * p1[1]),
-                    2 * (v_xy * p0[2] + v_yy * p1[2]),
-                )
+            # 2. cov = p p^T:  dL/dp = 2 dL/dcov p
+            q0 = (
+                2.0 * (v_xx * p0[0] + v_xy * p1[0]),
+                2.0 * (v_xx * p0[1] + v_xy * p1[1]),
+                2.0 * (v_xx * p0[2] + v_xy * p1[2]),
+            )
+            q1 = (
+                2.0 * (v_xy * p0[0] + v_yy * p1[0]),
+                2.0 * (v_xy * p0[1] + v_yy * p1[1]),
+                2.0 * (v_xy * p0[2] + v_yy * p1[2]),
+            )
 
-                # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
-                own = min(v, scales.shape[0] - 1)
-                for axis in range(3):
-                    along_0 = j0[0] * r[axis] + j0[1] * r[3 + axis] + j0[2] * r[6 + axis]
-                    along_1 = j1[0] * r[axis] + j1[1] * r[3 + axis] + j1[2] * r[6 + axis]
-                    v_scales[own, n, axis] += q0[axis] * along_0 + q1[axis] * along_1
-                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
-                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
-                m00 += j0[0] * q0[0] + j1[0] * q1[0]
-                m01 += j0[0] * q0[1] + j1[0] * q1[1]
-                m02 += j0[0] * q0[2] + j1[0] * q1[2]
-                m10 += j0[1] * q0[0] + j1[1] * q1[0]
-                m11 += j0[1] * q0[1] + j1[1] * q1[1]
-                m12 += j0[1] * q0[2] + j1[1] * q1[2]
-                m20 += j0[2] * q0[0] + j1[2] * q1[0]
-                m21 += j0[2] * q0[1] + j1[2] * q1[1]
-                m22 += j0[2] * q0[2] + j1[2] * q1[2]
-                k0 = (
-                    q0[0] * r[0] + q0[1] * r[1] + q0[2] * r[2],
-                    q0[0] * r[3] + q0[1] * r[4] + q0[2] * r[5],
-                    q0[0] * r[6] + q0[1] * r[7] + q0[2] * r[8],
-                )
-                k1 = (
-                    q1[0] * r[0] + q1[1] * r[1] + q1[2] * r[2],
-                    q1[0] * r[3] + q1[1] * r[4] + q1[2] * r[5],
-                    q1[0] * r[6] + q1[1] * r[7] + q1[2] * r[8],
-                )
+            # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
+            if v < own_scales:
+                v_sx, v_sy, v_sz = nothing, nothing, nothing
+            column_0, column_1, column_2 = (r[0], r[3], r[6]), (r[1], r[4], r[7]), (r[2], r[5], r[8])
+            v_sx += q0[0] * _dot(j0, column_0) + q1[0] * _dot(j1, column_0)
+            v_sy += q0[1] * _dot(j0, column_1) + q1[1] * _dot(j1, column_1)
+            v_sz += q0[2] * _dot(j0, column_2) + q1[2] * _dot(j1, column_2)
+            scatter(v_scales, n, end, 3, 3 * own, v_sx)
+            scatter(v_scales, n, end, 3, 3 * own + 1, v_sy)
+            scatter(v_scales, n, end, 3, 3 * own + 2, v_sz)
+            q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
+            q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
+            m00 += j0[0] * q0[0] + j1[0] * q1[0]
+            m01 += j0[0] * q0[1] + j1[0] * q1[1]
+            m02 += j0[0] * q0[2] + j1[0] * q1[2]
+            m10 += j0[1] * q0[0] + j1[1] * q1[0]
+            m11 += j0[1] * q0[1] + j1[1] * q1[1]
+            m12 += j0[1] * q0[2] + j1[1] * q1[2]
+            m20 += j0[2] * q0[0] + j1[2] * q1[0]
+            m21 += j0[2] * q0[1] + j1[2] * q1[1]
+            m22 += j0[2] * q0[2] + j1[2] * q1[2]
+            row_0, row_1, row_2 = (r[0], r[1], r[2]), (r[3], r[4], r[5]), (r[6], r[7], r[8])
+            k0 = (_dot(q0, row_0), _dot(q0, row_1), _dot(q0, row_2))
+            k1 = (_dot(q1, row_0), _dot(q1, row_1), _dot(q1, row_2))
 
-                # 4. J W: row 0 is fx / z (W_0 - slope_x W_2), row 1 fy / z (W_1 - slope_y W_2)
-                w20, w21, w22 = viewmats[v, 2, 0], viewmats[v, 2, 1], viewmats[v, 2, 2]
-                v_slope_x = -(k0[0] * w20 + k0[1] * w21 + k0[2] * w22) * fx / z
-                v_slope_y = -(k1[0] * w20 + k1[1] * w21 + k1[2] * w22) * fy / z
-                v_z -= (k0[0] * j0[0] + k0[1] * j0[1] + k0[2] * j0[2]) / z
-                v_z -= (k1[0] * j1[0] + k1[1] * j1[1] + k1[2] * j1[2]) / z
+            # 4. J W: row 0 is fx / z (W_0 - slope_x W_2), row 1 fy / z (W_1 - slope_y W_2)
+            v_slope_x, v_slope_y = -fx * by_z * _dot(k0, row_z), -fy * by_z * _dot(k1, row_z)
+            v_z = v_z - (_dot(k0, j0) + _dot(k1, j1)) * by_z
 
-                # 5. centre (u, v) = (fx x / z + cx, fy y / z + cy), and the slopes where they are not clamped
-                v_slope_x = v_u * fx + (v_slope_x if free_x else 0.0)
-                v_slope_y = v_v * fy + (v_slope_y if free_y else 0.0)
-                v_x, v_y = v_slope_x / z, v_slope_y / z
-                v_z -= (v_slope_x * x + v_slope_y * y) / (z * z)
-            else:
-                v_x, v_y = 0.0, 0.0
+            # 5. centre (u, v) = (fx x / z + cx, fy y / z + cy), and the slopes where they are not clamped
+            v_slope_x = v_u * fx + select(free_x, v_slope_x, 0.0)
+            v_slope_y = v_v * fy + select(free_y, v_slope_y, 0.0)
+            v_x, v_y = v_slope_x * by_z, v_slope_y * by_z
+            v_z = v_z - (v_x * x + v_y * y) * by_z
 
             # 6. camera = W mean + t
-            gx += viewmats[v, 0, 0] * v_x + viewmats[v, 1, 0] * v_y + viewmats[v, 2, 0] * v_z
-            gy += viewmats[v, 0, 1] * v_x + viewmats[v, 1, 1] * v_y + viewmats[v, 2, 1] * v_z
-            gz += viewmats[v, 0, 2] * v_x + viewmats[v, 1, 2] * v_y + viewmats[v, 2, 2] * v_z
+            gx += row_x[0] * v_x + row_y[0] * v_y + row_z[0] * v_z
+            gy += row_x[1] * v_x + row_y[1] * v_y + row_z[1] * v_z
+            gz += row_x[2] * v_x + row_y[2] * v_y + row_z[2] * v_z
 
-        v_means[n, 0], v_means[n, 1], v_means[n, 2] = gx, gy, gz
+        scatter(v_means, n, end, 3, 0, gx)
+        scatter(v_means, n, end, 3, 1, gy)
+        scatter(v_means, n, end, 3, 2, gz)
 
         # 7. R of the unit quaternion, then the normalisation
         w, x, y, z = quat
-        v_qw = 2 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
-        v_qx = 2 * (-2 * x * (m11 + m22) + y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12))
-        v_qy = 2 * (x * (m01 + m10) - 2 * y * (m00 + m22) + z * (m12 + m21) + w * (m02 - m20))
-        v_qz = 2 * (x * (m02 + m20) + y * (m12 + m21) - 2 * z * (m00 + m11) + w * (m10 - m01))
-        along = w * v_qw + x * v_qx + y * v_qy + z * v_qz
-        v_quats[n, 0] = (v_qw - along * w) / length
-        v_quats[n, 1] = (v_qx - along * x) / length
-        v_quats[n, 2] = (v_qy - along * y) / length
-        v_quats[n, 3] = (v_qz - along * z) / length
+        v_w = 2.0 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
+        v_x = 2.0 * (y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12) - 2.0 * x * (m11 + m22))
+        v_y = 2.0 * (x * (m01 + m10) + z * (m12 + m21) + w * (m02 - m20) - 2.0 * y * (m00 + m22))
+        v_z = 2.0 * (x * (m02 + m20) + y * (m12 + m21) + w * (m10 - m01) - 2.0 * z * (m00 + m11))
+        along, inverse = w * v_w + x * v_x + y * v_y + z * v_z, 1.0 / length
+        scatter(v_quats, n, end, 4, 0, (v_w - along * w) * inverse)
+        scatter(v_quats, n, end, 4, 1, (v_x - along * x) * inverse)
+        scatter(v_quats, n, end, 4, 2, (v_y - along * y) * inverse)
+        scatter(v_quats, n, end, 4, 3, (v_z - along * z) * inverse)
 
 
 # --- spherical harmonics --------------------------------------------------------------------------

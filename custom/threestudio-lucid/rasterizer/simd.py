@@ -1,13 +1,13 @@
-"""Vectors of LANES floats for numba: what a kernel says in them becomes one machine instruction each.
+"""Vectors of LANES numbers for numba: what a kernel says in them becomes one machine instruction each.
 
 LLVM turns plain loops into vector code too, where it sees that it may, which differs from processor to
-processor and from one line to the next. With these types there is nothing to see:
+processor and from one line to the next. With these types there is nothing to see. Of float32:
 
     v = load(array, i)               array[i : i + LANES] of a float32 array, C-contiguous, [.]
     store(array, i, v)
     x = read(array, i)               array[i], without numba's look at whether i counts from the end
     write(array, i, x)
-    v + w, v - w, v * w, v / w       of vectors, or a vector and a float32
+    v + w, v - w, v * w, v / w, -v   of vectors; of two, one may be a number
     v < w, v <= w, v > w, v >= w     masks; m & n of two of them
     select(mask, v, w)               v where the mask is set, else w
     numbers()                        0, 1, ... LANES - 1
@@ -18,6 +18,13 @@ processor and from one line to the next. With these types there is nothing to se
     store_ranges(array, i, v, w)     bits [v, w) of the bytes of array[i : i + LANES]; 0 <= v, w <= 8
     with_bit(array, i, k)            a 32-bit integer: bit j is bit k of the byte array[i + j]
     lowest_bit(n)                    the number of the lowest bit set in a 64-bit integer
+
+And of float64, for arithmetic that needs the digits, with float64 numbers beside them: operators, select,
+minimum, maximum, sqrt, absolute, spread. They come from float32 arrays [., step], of whose rows they hold one
+column, and go back there; lanes beyond the last row repeat it:
+
+    d = gather(array, row, last_row, step, i)        array[step * row + i], array[step * (row + 1) + i], ...
+    scatter(array, row, last_row, step, i, d)
 
 On a processor with shorter registers LLVM splits a vector in two or four.
 """
@@ -38,57 +45,65 @@ LANES = 8  # one register of AVX, two of NEON or SSE
 # NaNs stay what they are: minimum and maximum of a NaN and a number are the number, if it comes second.
 _FLAGS = ("contract", "nsz", "arcp")
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 
 
-class _Floats(types.Type):
-    """The numba type of LANES float32."""
+class _Vector(types.Type):
+    """The numba type of a vector."""
+
+    def __init__(self, name: str, kind: ir.VectorType):
+        super().__init__(f"{name} x {LANES}")
+        self.kind = kind
 
 
-class _Mask(types.Type):
-    """The numba type of LANES truths."""
+floats, doubles, mask = _Vector("floats", _FLOATS), _Vector("doubles", _DOUBLES), _Vector("mask", _MASK)
+_NUMBERS = {floats: types.float32, doubles: types.float64}
 
 
-floats, mask = _Floats(f"floats x {LANES}"), _Mask(f"mask x {LANES}")
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, type_: _Vector):
+        super().__init__(manager, type_, type_.kind)
 
 
-@register_model(_Floats)
-class _FloatsModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, type_: types.Type):
-        super().__init__(manager, type_, _FLOATS)
-
-
-@register_model(_Mask)
-class _MaskModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, type_: types.Type):
-        super().__init__(manager, type_, _MASK)
+def _joined(*kinds: types.Type) -> _Vector | None:
+    """The type of vectors that vectors and numbers come to together, if there is one."""
+    for vector, number in _NUMBERS.items():
+        if vector in kinds and all(kind in (vector, number) for kind in kinds):
+            return vector
+    return None
 
 
 # --- operators ------------------------------------------------------------------------------------
 
 
-def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """A vector as it is, a float in all lanes."""
-    if value.type == _FLOATS:
+def _spread(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+    """A vector as it is, a number in all lanes."""
+    if value.type == kind:
         return value
-    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
 
 
-def _operator(function: Any, result: types.Type, emit: Any) -> None:
-    """Teaches numba what `function` does with two vectors, or with a vector and a float32."""
-    pairs = [(floats, floats), (floats, types.float32), (types.float32, floats)]
+def _operator(function: Any, emit: Any, result: types.Type | None = None) -> None:
+    """Teaches numba what `function` does with vectors, or with a vector and a number.
+
+    `result`: the type that comes out, if not that of the vectors.
+    """
 
     @type_callable(function)
     def type_(context: Any) -> Any:
-        return lambda a, b: result if (a, b) in pairs else None
+        return lambda *kinds: (vector := _joined(*kinds)) and (result or vector)
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-        return emit(builder, *(_spread(builder, arg) for arg in args))
+        kind = _joined(*sig.args).kind
+        return emit(builder, *(_spread(builder, arg, kind) for arg in args))
 
-    for pair in pairs:
-        lower_builtin(function, *pair)(lower)
+    for vector, number in _NUMBERS.items():
+        for pair in ((vector, vector), (vector, number), (number, vector)):
+            lower_builtin(function, *pair)(lower)
 
 
 def _arithmetic(name: str) -> Any:
@@ -99,15 +114,27 @@ def _comparison(sign: str) -> Any:
     return lambda builder, a, b: builder.fcmp_ordered(sign, a, b)
 
 
-_operator(operator.add, floats, _arithmetic("fadd"))
-_operator(operator.sub, floats, _arithmetic("fsub"))
-_operator(operator.mul, floats, _arithmetic("fmul"))
-_operator(operator.truediv, floats, _arithmetic("fdiv"))
-_operator(operator.iadd, floats, _arithmetic("fadd"))  # v += w makes a new v
-_operator(operator.lt, mask, _comparison("<"))
-_operator(operator.le, mask, _comparison("<="))
-_operator(operator.gt, mask, _comparison(">"))
-_operator(operator.ge, mask, _comparison(">="))
+_operator(operator.add, _arithmetic("fadd"))
+_operator(operator.sub, _arithmetic("fsub"))
+_operator(operator.mul, _arithmetic("fmul"))
+_operator(operator.truediv, _arithmetic("fdiv"))
+_operator(operator.iadd, _arithmetic("fadd"))  # v += w makes a new v
+_operator(operator.lt, _comparison("<"), mask)
+_operator(operator.le, _comparison("<="), mask)
+_operator(operator.gt, _comparison(">"), mask)
+_operator(operator.ge, _comparison(">="), mask)
+
+
+@type_callable(operator.neg)
+def _type_neg(context: Any) -> Any:
+    return lambda a: a if a in _NUMBERS else None
+
+
+for _vector in _NUMBERS:
+
+    @lower_builtin(operator.neg, _vector)
+    def _lower_neg(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        return builder.fneg(args[0], flags=_FLAGS)
 
 
 @type_callable(operator.and_)
@@ -236,10 +263,52 @@ def lowest_bit(typing: Any, number: Any) -> Any:
     return (types.int64(types.int64), lower) if number == types.int64 else None
 
 
+def _row_addresses(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> list[ir.Value]:
+    """Where the lanes of (array, row, last_row, step, i) are."""
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    _, row, last_row, step, offset, *_ = args
+    addresses = []
+    for lane in range(LANES):
+        own = builder.add(row, row.type(lane))
+        own = builder.select(builder.icmp_signed("<", own, last_row), own, last_row)
+        addresses.append(builder.gep(array.data, [builder.add(builder.mul(own, step), offset)]))
+    return addresses
+
+
+@intrinsic
+def gather(typing: Any, array: Any, row: Any, last_row: Any, step: Any, offset: Any) -> Any:
+    """array[step * row + offset] of LANES rows, or of the last row once more; float32, as doubles."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        vector = ir.Constant(_FLOATS, ir.Undefined)
+        for lane, address in enumerate(_row_addresses(context, builder, sig, args)):
+            vector = builder.insert_element(vector, builder.load(address, align=4), ir.IntType(32)(lane))
+        return builder.fpext(vector, _DOUBLES)
+
+    sizes = [types.int64] * 4
+    return (doubles(array, *sizes), lower) if _is_flat(array, types.float32) else None
+
+
+@intrinsic
+def scatter(typing: Any, array: Any, row: Any, last_row: Any, step: Any, offset: Any, vector: Any) -> Any:
+    """array[step * row + offset] = the lanes of a vector of doubles; those beyond the last row are equal."""
+
+    def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
+        vector = builder.fptrunc(args[5], _FLOATS)
+        for lane, address in enumerate(_row_addresses(context, builder, sig, args)):
+            builder.store(builder.extract_element(vector, ir.IntType(32)(lane)), address, align=4)
+        return context.get_dummy_value()
+
+    sizes = [types.int64] * 4
+    flat = _is_flat(array, types.float32) and vector == doubles
+    return (types.void(array, *sizes, vector), lower) if flat else None
+
+
 @intrinsic
 def spread(typing: Any, x: Any) -> Any:
-    """A float32 in all lanes."""
-    return floats(types.float32), lambda context, builder, sig, args: _spread(builder, args[0])
+    """A number in all lanes."""
+    vector = {number: vector for vector, number in _NUMBERS.items()}[x]
+    return vector(x), lambda context, builder, sig, args: _spread(builder, args[0], vector.kind)
 
 
 @intrinsic
@@ -251,12 +320,13 @@ def numbers(typing: Any) -> Any:
 
 @intrinsic
 def select(typing: Any, where: Any, vector: Any, other: Any) -> Any:
-    """Lane by lane: vector where the mask is set, else the other; either may be a float32."""
+    """Lane by lane: vector where the mask is set, else the other; either may be a number."""
+    result = _joined(vector, other) or floats  # of two numbers, which must be float32
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-        return builder.select(args[0], *(_spread(builder, arg) for arg in args[1:]))
+        return builder.select(args[0], *(_spread(builder, arg, result.kind) for arg in args[1:]))
 
-    return floats(where, vector, other), lower
+    return result(where, vector, other), lower
 
 
 def _unary(name: str, doc: str) -> Any:
@@ -264,11 +334,12 @@ def _unary(name: str, doc: str) -> Any:
 
     def typed(typing: Any, vector: Any) -> Any:
         def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-            kind = ir.FunctionType(_FLOATS, [_FLOATS])
-            function = builder.module.declare_intrinsic(f"{name}.v{LANES}f32", (), kind)
+            kind = ir.FunctionType(vector.kind, [vector.kind])
+            function = builder.module.declare_intrinsic(f"{name}.v{LANES}f{bits}", (), kind)
             return builder.call(function, args, fastmath=_FLAGS)
 
-        return floats(floats), lower
+        bits = _NUMBERS[vector].bitwidth
+        return vector(vector), lower
 
     typed.__doc__ = doc
     return intrinsic(typed)
