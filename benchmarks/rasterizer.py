@@ -148,7 +148,7 @@ def count_visited(scene: dict, render: Render) -> int:
     counts = np.empty(bins.num_tiles, np.int64)
     _, _, tiles_x, tiles_y = bins.shape
     threads.run(
-        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records.reshape(-1),
+        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records,
         tiles_x, tiles_y, counts,
     )  # fmt: skip
     return int(counts.sum())

@@ -143,7 +143,7 @@ class _Bins:
     """The splats of B views sorted into tiles: the same for the forward and the backward pass.
 
     Attributes:
-        records: [B N, 16], see kernels.py.
+        records: [B N 16], see kernels.py.
         radii: [B, N].
         pair_offsets: [B N + 1].
         tile_starts: [tiles + 1], where the entries of each tile start.
@@ -170,12 +170,13 @@ class _Bins:
         parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
         splats = views * count
         log_opacities = np.log2(np.maximum(opacities, np.float32(1e-30)))
-        self.records, touched = _empty(splats, kernels.RECORD), np.empty((splats, 6), np.int32)
+        self.records, touched = _empty(splats * kernels.RECORD), np.empty(splats * kernels.TOUCHED, np.int32)
         self.radii, pair_counts = np.empty((views, count), np.int32), np.empty(splats, np.int64)
         tile_counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
         threads.run(
-            kernels.make_records, views * parts, means2d, depths, conics, log_opacities, colors, width,
-            height, tiles_x, self.records, touched, self.radii, pair_counts, tile_counts,
+            kernels.make_records, views * parts,
+            *(array.reshape(-1) for array in (means2d, depths, conics, log_opacities, colors)), width, height,
+            tiles_x, self.records, touched, self.radii.reshape(-1), pair_counts, tile_counts,
         )  # fmt: skip
         self.pair_offsets = np.zeros(splats + 1, np.int64)
         np.cumsum(pair_counts, out=self.pair_offsets[1:])
@@ -235,7 +236,7 @@ class _Composite(torch.autograd.Function):
         entry_blocks = np.empty(bins.num_pairs, np.int64)
         threads.run(
             kernels.composite_forward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), _array(backgrounds), *bins.shape,
+            bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
             *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=3,
         )  # fmt: skip
         outputs = _tensors(means2d, rgb, alpha, depth)
@@ -256,7 +257,7 @@ class _Composite(torch.autograd.Function):
         pair_grads = _empty(bins.num_pairs * kernels.PAIR_GRADS)
         threads.run(
             kernels.composite_backward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records.reshape(-1),
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records,
             backgrounds, *bins.shape, ctx.left, *(array.reshape(-1) for array in cotangents), pair_grads,
             pieces=3,
         )  # fmt: skip

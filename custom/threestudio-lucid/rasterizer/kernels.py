@@ -47,6 +47,7 @@ from .simd import (
     LANES,
     any_lane,
     exp2,
+    floor,
     gather,
     load,
     load_every,
@@ -81,7 +82,8 @@ REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
 REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
 REC_NUMBER = 14  # of an entry in its tile, for compositing
 RECORD = 16
-NOTED_ROWS = 2  # of tiles, whose columns `make_records` notes for `fill_tiles`
+NOTED_ROWS = 4  # of tiles, whose columns `make_records` notes for `fill_tiles`
+TOUCHED = 2 + 2 * NOTED_ROWS
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
 # sum of v, v dx, v dy, v dx^2, v dx dy, v dy^2, then of w dL/d(r, g, b, depth).
@@ -110,7 +112,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "b66572820f24"
+COMPILED_IN = "0ab68f2dff0a"
 
 
 def _kernel(signature: str):
@@ -473,10 +475,10 @@ def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_me
 @_exact
 def _tiles_between(low, high, size, tile_size):
     """Tiles [first, last) that hold the pixel centres between low and high, of `size` pixels."""
-    first, last = math.ceil(max(low - 0.5, 0.0)), math.floor(min(high - 0.5, size - 1.0))
-    if first > last:
-        return 0, 0
-    return first // tile_size, last // tile_size + 1
+    first, last = -floor(-maximum(low - 0.5, 0.0)), floor(minimum(high - 0.5, size - 1.0))
+    some = first <= last
+    first, last = floor(first * (1.0 / tile_size)), floor(last * (1.0 / tile_size)) + 1.0
+    return select(some, first, 0.0), select(some, last, 0.0)
 
 
 @_exact
@@ -486,20 +488,31 @@ def _columns_on_row(mean_x, mean_y, shear, half2, taper, half_h, tile_row, width
     The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest
     value lies at its apex or at the end of the slab nearest to it; the left edge mirrors it.
     """
-    low = max(tile_row * TILE_H + HALF - mean_y, -half_h)
-    high = min(min((tile_row + 1) * TILE_H, height) - HALF - mean_y, half_h)
-    if not low <= high:
-        return 0, 0
-    apex = shear * math.sqrt(half2 / (ONE + shear * shear / taper)) / taper
-    at_right, at_left = min(max(-apex, low), high), min(max(apex, low), high)
-    right = mean_x - shear * at_right + math.sqrt(max(half2 - taper * at_right * at_right, ZERO))
-    left = mean_x - shear * at_left - math.sqrt(max(half2 - taper * at_left * at_left, ZERO))
-    return _tiles_between(left, right, width, TILE_W)
+    low = maximum(tile_row * f64(TILE_H) + 0.5 - mean_y, -half_h)
+    high = minimum(minimum((tile_row + 1.0) * f64(TILE_H), f64(height)) - 0.5 - mean_y, half_h)
+    apex = shear * sqrt(half2 / (1.0 + shear * shear / taper)) / taper
+    at_right, at_left = minimum(maximum(-apex, low), high), minimum(maximum(apex, low), high)
+    right = mean_x - shear * at_right + sqrt(maximum(half2 - taper * at_right * at_right, 0.0))
+    left = mean_x - shear * at_left - sqrt(maximum(half2 - taper * at_left * at_left, 0.0))
+    first, last = _tiles_between(left, right, width, TILE_W)
+    some = low <= high
+    return select(some, first, 0.0), select(some, last, 0.0)
+
+
+@_exact
+def _columns_of_record(records, r, tile_row, width, height):
+    """The same of the record at r, as whole numbers."""
+    left, right = _columns_on_row(
+        f64(records[r + REC_X]), f64(records[r + REC_Y]), f64(records[r + REC_SHEAR]),
+        f64(records[r + REC_HALF2]), f64(records[r + REC_TAPER]), f64(records[r + REC_HALF_H]), f64(tile_row),
+        width, height,
+    )  # fmt: skip
+    return np.int64(left), np.int64(right)
 
 
 @_kernel(
-    "void(i8, i8, f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1], i8, i8, i8,"
-    "f4[:,::1], i4[:,::1], i4[:,::1], i8[::1], i8[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], i8, i8, i8,"
+    "f4[::1], i4[::1], i4[::1], i8[::1], i8[:,:,::1])"
 )
 def make_records(
     start, stop, means2d, depths, conics, log_opacities, colors, width, height, tiles_x,
@@ -510,69 +523,85 @@ def make_records(
     An item is a (view, part): the Gaussians are cut into tile_counts.shape[1] parts.
 
     Args:
-        touched: [B N, 6], rows of tiles [first, last), then columns [first, last) on each if they are at
+        touched: [B N TOUCHED], rows of tiles [first, last), then columns [first, last) on each if they are at
             most NOTED_ROWS, as they nearly always are.
         pair_counts: [B N], numbers of tiles. tile_counts: [view, part, tile], numbers of splats.
     """
-    count, parts = log_opacities.shape[0], tile_counts.shape[1]
+    count, parts = len(log_opacities), tile_counts.shape[1]
+    own_colors = len(colors) // 3 // max(count, 1)
     for item in range(start, stop):
         v, part = item // parts, item % parts
-        own = min(v, colors.shape[0] - 1)
+        begin, end = count * part // parts, count * (part + 1) // parts
+        first_splat, own, last = v * count, min(v, own_colors - 1) * count, end - 1
         tile_counts[v, part, :] = 0
-        for n in range(count * part // parts, count * (part + 1) // parts):
-            g = v * count + n
-            radii[v, n] = 0
-            pair_counts[g] = 0
-            a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
-            determinant = a * c - b * b
-            reach = (2 / LOG2_E) * (f64(log_opacities[n]) - LOG2_ALPHA_MIN)
-            if not (a > 0.0 and determinant > 0.0 and reach >= 0.0):
-                continue
-            x, y = f64(means2d[v, n, 0]), f64(means2d[v, n, 1])
-            inverse, inverse_a = 1 / determinant, 1 / a
-            half_x, half_y = math.sqrt(reach * c * inverse), math.sqrt(reach * a * inverse)
-            if x + half_x < 0.5 or x - half_x > width - 0.5 or y + half_y < 0.5 or y - half_y > height - 0.5:
-                continue
-            longest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) * inverse
-            radii[v, n] = int(min(max(math.ceil(math.sqrt(reach * longest)), 1.0), 2.0**30))
-
-            records[g, REC_X], records[g, REC_Y] = x, y
-            records[g, REC_A], records[g, REC_B], records[g, REC_C] = (
-                LOG2_E * a / 2,
-                LOG2_E * b,
-                LOG2_E * c / 2,
+        for n in range(begin, end, LANES):
+            a, b = (
+                gather(conics, n, last, 3, 3 * first_splat),
+                gather(conics, n, last, 3, 3 * first_splat + 1),
             )
-            records[g, REC_LOG_OPACITY] = log_opacities[n]
-            records[g, REC_R], records[g, REC_G] = colors[own, n, 0], colors[own, n, 1]
-            records[g, REC_BLUE], records[g, REC_Z] = colors[own, n, 2], depths[v, n]
-            records[g, REC_SHEAR] = b * inverse_a
-            records[g, REC_HALF2] = reach * inverse_a * SPAN_SLACK
-            records[g, REC_TAPER] = determinant * (inverse_a * inverse_a)
-            records[g, REC_HALF_H] = half_y * SPAN_SLACK
+            c = gather(conics, n, last, 3, 3 * first_splat + 2)
+            x, y = (
+                gather(means2d, n, last, 2, 2 * first_splat),
+                gather(means2d, n, last, 2, 2 * first_splat + 1),
+            )
+            log_opacity = gather(log_opacities, n, last, 1, 0)
+            determinant = a * c - b * b
+            reach = (2 / LOG2_E) * (log_opacity - LOG2_ALPHA_MIN)
+            inverse, inverse_a = 1.0 / determinant, 1.0 / a
+            half_x, half_y = sqrt(reach * c * inverse), sqrt(reach * a * inverse)
+            shown = (a > 0.0) & (determinant > 0.0) & (reach >= 0.0)
+            shown = shown & (x + half_x >= 0.5) & (x - half_x <= width - 0.5)
+            shown = shown & (y + half_y >= 0.5) & (y - half_y <= height - 0.5)
+            longest = (0.5 * (a + c) + sqrt(0.25 * (a - c) * (a - c) + b * b)) * inverse
+            radius = minimum(maximum(-floor(-sqrt(reach * longest)), 1.0), 2.0**30)
 
-            half_x, half_y = half_x * SPAN_SLACK, half_y * SPAN_SLACK
-            top, bottom = _tiles_between(y - half_y, y + half_y, height, TILE_H)
-            left, right = _tiles_between(x - half_x, x + half_x, width, TILE_W)
-            touched[g, 0], touched[g, 1] = top, bottom
-            # the box tells, unless the ellipse leaves corners of it empty
-            corners = bottom - top > NOTED_ROWS or (bottom - top > 1 and right - left > 1)
-            pairs = 0
-            for tile_row in range(top, bottom):
-                if corners:
-                    left, right = _columns_on_row(
-                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
-                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
-                    )  # fmt: skip
-                k = tile_row - top
-                if k < NOTED_ROWS:
-                    touched[g, 2 + 2 * k], touched[g, 3 + 2 * k] = left, right
-                pairs += right - left
-                for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
-                    tile_counts[v, part, tile] += 1
-            pair_counts[g] = pairs
+            shear, half_h = b * inverse_a, half_y * SPAN_SLACK
+            half2, taper = reach * inverse_a * SPAN_SLACK, determinant * (inverse_a * inverse_a)
+            r = first_splat * RECORD
+            scatter(records, n, last, RECORD, r + REC_X, x)
+            scatter(records, n, last, RECORD, r + REC_Y, y)
+            scatter(records, n, last, RECORD, r + REC_A, (LOG2_E / 2) * a)
+            scatter(records, n, last, RECORD, r + REC_B, LOG2_E * b)
+            scatter(records, n, last, RECORD, r + REC_C, (LOG2_E / 2) * c)
+            scatter(records, n, last, RECORD, r + REC_LOG_OPACITY, log_opacity)
+            scatter(records, n, last, RECORD, r + REC_R, gather(colors, n, last, 3, 3 * own))
+            scatter(records, n, last, RECORD, r + REC_G, gather(colors, n, last, 3, 3 * own + 1))
+            scatter(records, n, last, RECORD, r + REC_BLUE, gather(colors, n, last, 3, 3 * own + 2))
+            scatter(records, n, last, RECORD, r + REC_Z, gather(depths, n, last, 1, first_splat))
+            scatter(records, n, last, RECORD, r + REC_SHEAR, shear)
+            scatter(records, n, last, RECORD, r + REC_HALF2, half2)
+            scatter(records, n, last, RECORD, r + REC_TAPER, taper)
+            scatter(records, n, last, RECORD, r + REC_HALF_H, half_h)
+
+            top, bottom = _tiles_between(y - half_h, y + half_h, height, TILE_H)
+            k = first_splat * TOUCHED
+            scatter(radii, n, last, 1, first_splat, select(shown, radius, 0.0))
+            scatter(touched, n, last, TOUCHED, k, select(shown, top, 0.0))
+            scatter(touched, n, last, TOUCHED, k + 1, select(shown, bottom, 0.0))
+            for i in range(NOTED_ROWS):
+                row = top + f64(i)
+                if not any_lane(shown & (row < bottom)):
+                    break
+                left, right = _columns_on_row(x, y, shear, half2, taper, half_h, row, width, height)
+                scatter(touched, n, last, TOUCHED, k + 2 + 2 * i, left)
+                scatter(touched, n, last, TOUCHED, k + 3 + 2 * i, right)
+
+            for g in range(first_splat + n, first_splat + min(n + LANES, end)):
+                pairs, k = 0, g * TOUCHED
+                first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+                for tile_row in range(first_row, last_row):
+                    if last_row - first_row > NOTED_ROWS:
+                        left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
+                    else:
+                        k += 2
+                        left, right = np.int64(touched[k]), np.int64(touched[k + 1])
+                    pairs += right - left
+                    for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
+                        tile_counts[v, part, tile] += 1
+                pair_counts[g] = pairs
 
 
-@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
+@_kernel("void(i8, i8, f4[::1], i4[::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
 def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles_x, places, entries):
     """Lists the entries of every tile, in the order of the Gaussians.
 
@@ -580,7 +609,7 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
     is counted up to where they end.
     """
     parts = places.shape[1]
-    count = records.shape[0] // places.shape[0]
+    count = len(touched) // TOUCHED // places.shape[0]
     bits = records.view(np.uint32)
     for item in range(start, stop):
         v, part = item // parts, item % parts
@@ -588,17 +617,15 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
             pair = pair_offsets[g]
             if pair == pair_offsets[g + 1]:
                 continue
-            key = bits[g, REC_Z]
-            top, bottom = np.int64(touched[g, 0]), np.int64(touched[g, 1])
-            for tile_row in range(top, bottom):
-                if bottom - top <= NOTED_ROWS:
-                    k = 2 + 2 * (tile_row - top)
-                    left, right = np.int64(touched[g, k]), np.int64(touched[g, k + 1])
+            key = bits[g * RECORD + REC_Z]
+            k = g * TOUCHED
+            first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+            for tile_row in range(first_row, last_row):
+                if last_row - first_row > NOTED_ROWS:
+                    left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
                 else:
-                    left, right = _columns_on_row(
-                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
-                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
-                    )  # fmt: skip
+                    k += 2
+                    left, right = np.int64(touched[k]), np.int64(touched[k + 1])
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
                     place = places[v, part, tile]
                     entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair

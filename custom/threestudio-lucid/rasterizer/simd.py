@@ -11,7 +11,7 @@ processor and from one line to the next. With these types there is nothing to se
     v < w, v <= w, v > w, v >= w     masks; m & n of two of them
     select(mask, v, w)               v where the mask is set, else w
     numbers()                        0, 1, ... LANES - 1
-    minimum(v, w), maximum(v, w), sqrt(v), absolute(v), exp2(v), spread(x)
+    minimum(v, w), maximum(v, w), sqrt(v), absolute(v), floor(v), exp2(v), spread(x)
     total(v), any_lane(mask)
     totals(v0, ... v7)               a vector of the totals
     load_every(array, i, step)       array[i], array[i + step], ...
@@ -20,11 +20,14 @@ processor and from one line to the next. With these types there is nothing to se
     lowest_bit(n)                    the number of the lowest bit set in a 64-bit integer
 
 And of float64, for arithmetic that needs the digits, with float64 numbers beside them: operators, select,
-minimum, maximum, sqrt, absolute, spread. They come from float32 arrays [., step], of whose rows they hold one
-column, and go back there; lanes beyond the last row repeat it:
+minimum, maximum, sqrt, absolute, floor, spread. They come from float32 arrays [., step], of whose rows they
+hold one column, and go back there; lanes beyond the last row repeat it:
 
     d = gather(array, row, last_row, step, i)        array[step * row + i], array[step * (row + 1) + i], ...
-    scatter(array, row, last_row, step, i, d)
+    scatter(array, row, last_row, step, i, d)        rounded towards zero if the array holds int32
+
+select, minimum, maximum, sqrt, absolute and floor of plain numbers do the same, so that one formula can serve
+for both.
 
 On a processor with shorter registers LLVM splits a vector in two or four.
 """
@@ -294,14 +297,14 @@ def scatter(typing: Any, array: Any, row: Any, last_row: Any, step: Any, offset:
     """array[step * row + offset] = the lanes of a vector of doubles; those beyond the last row are equal."""
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-        vector = builder.fptrunc(args[5], _FLOATS)
+        whole = array.dtype == types.int32
+        vector = builder.fptosi(args[5], _INTS) if whole else builder.fptrunc(args[5], _FLOATS)
         for lane, address in enumerate(_row_addresses(context, builder, sig, args)):
             builder.store(builder.extract_element(vector, ir.IntType(32)(lane)), address, align=4)
         return context.get_dummy_value()
 
-    sizes = [types.int64] * 4
-    flat = _is_flat(array, types.float32) and vector == doubles
-    return (types.void(array, *sizes, vector), lower) if flat else None
+    flat = _is_flat(array, types.float32) or _is_flat(array, types.int32)
+    return (types.void(array, *[types.int64] * 4, vector), lower) if flat and vector == doubles else None
 
 
 @intrinsic
@@ -320,7 +323,9 @@ def numbers(typing: Any) -> Any:
 
 @intrinsic
 def select(typing: Any, where: Any, vector: Any, other: Any) -> Any:
-    """Lane by lane: vector where the mask is set, else the other; either may be a number."""
+    """Lane by lane: vector where the mask is set, else the other; either may be a number, or all three."""
+    if where == types.boolean:
+        return vector(where, vector, vector), lambda context, builder, sig, args: builder.select(*args)
     result = _joined(vector, other) or floats  # of two numbers, which must be float32
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
@@ -330,16 +335,17 @@ def select(typing: Any, where: Any, vector: Any, other: Any) -> Any:
 
 
 def _unary(name: str, doc: str) -> Any:
-    """An intrinsic of LLVM on one vector."""
+    """An intrinsic of LLVM on one vector or number."""
 
-    def typed(typing: Any, vector: Any) -> Any:
+    def typed(typing: Any, x: Any) -> Any:
         def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
-            kind = ir.FunctionType(vector.kind, [vector.kind])
-            function = builder.module.declare_intrinsic(f"{name}.v{LANES}f{bits}", (), kind)
+            kind = args[0].type
+            bits = _NUMBERS.get(x, x).bitwidth
+            suffix = f"v{LANES}f{bits}" if x in _NUMBERS else f"f{bits}"
+            function = builder.module.declare_intrinsic(f"{name}.{suffix}", (), ir.FunctionType(kind, [kind]))
             return builder.call(function, args, fastmath=_FLAGS)
 
-        bits = _NUMBERS[vector].bitwidth
-        return vector(vector), lower
+        return x(x), lower
 
     typed.__doc__ = doc
     return intrinsic(typed)
@@ -347,6 +353,7 @@ def _unary(name: str, doc: str) -> Any:
 
 sqrt = _unary("llvm.sqrt", "The square root of each lane.")
 absolute = _unary("llvm.fabs", "Each lane without its sign.")
+floor = _unary("llvm.floor", "Each lane rounded down.")
 
 
 def _fold(builder: ir.IRBuilder, v: ir.Value, join: Any) -> ir.Value:
@@ -439,11 +446,11 @@ def exp2(t):
 
 @njit(error_model="numpy")
 def minimum(v, w):
-    """The smaller of two, lane by lane; one may be a float32."""
+    """The smaller of two, lane by lane; one may be a number, or both."""
     return select(v < w, v, w)
 
 
 @njit(error_model="numpy")
 def maximum(v, w):
-    """The larger of two, lane by lane; one may be a float32."""
+    """The larger of two, lane by lane; one may be a number, or both."""
     return select(v > w, v, w)
