@@ -267,8 +267,8 @@ class _Composite(torch.autograd.Function):
             _empty(ctx.num_colors, count, 3),
         )  # fmt: skip
         threads.run(
-            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, conics, opacities, *grads,
-            grain=GAUSSIANS_AT_LEAST,
+            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, conics.reshape(-1), opacities,
+            *(grad.reshape(-1) for grad in grads), grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         v_backgrounds = None
         if ctx.needs_input_grad[5]:

@@ -948,37 +948,46 @@ def composite_backward(
             pair_grads[p + 8], pair_grads[p + 9] = total(g_blue), total(g_z)
 
 
-@_kernel(
-    "void(i8, i8, i8[::1], f4[::1], f4[:,:,::1], f4[::1],"
-    "f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1])"
-)
+@_kernel("void(i8, i8, i8[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])")
 def reduce_pairs(
     start, stop, pair_offsets, pair_grads, conics, opacities,
     v_means2d, v_depths, v_conics, v_opacities, v_colors,
 ):  # fmt: skip
-    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order."""
-    count = opacities.shape[0]
-    sums = np.empty(PAIR_GRADS)
-    for n in range(start, stop):
-        v_opacity = 0.0
-        for v in range(v_colors.shape[0]):
-            v_colors[v, n, 0], v_colors[v, n, 1], v_colors[v, n, 2] = ZERO, ZERO, ZERO
-        for v in range(conics.shape[0]):
-            sums[:] = 0.0
-            splat = v * count + n
-            for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
-                for j in range(PAIR_GRADS):
-                    sums[j] += pair_grads[pair * PAIR_GRADS + j]
-            a, b, c = conics[v, n, 0], conics[v, n, 1], conics[v, n, 2]
-            v_means2d[v, n, 0] = a * sums[1] + b * sums[2]
-            v_means2d[v, n, 1] = b * sums[1] + c * sums[2]
-            v_conics[v, n, 0] = -0.5 * sums[3]
-            v_conics[v, n, 1] = -sums[4]
-            v_conics[v, n, 2] = -0.5 * sums[5]
-            v_depths[v, n] = sums[9]
-            v_opacity += sums[0]
-            seen = min(v, v_colors.shape[0] - 1)
-            v_colors[seen, n, 0] += sums[6]
-            v_colors[seen, n, 1] += sums[7]
-            v_colors[seen, n, 2] += sums[8]
-        v_opacities[n] = v_opacity / opacities[n] if opacities[n] > ZERO else 0.0
+    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order. All arrays are flat."""
+    count, end = len(opacities), stop - 1
+    views, own_colors = len(v_depths) // max(count, 1), len(v_colors) // 3 // max(count, 1)
+    sums, row, last = np.zeros(LANES * 2 * LANES, np.float32), np.int64(2 * LANES), np.int64(LANES - 1)
+    rest = PAIR_GRADS - LANES
+    nothing = spread(0.0)
+    for n in range(start, stop, LANES):
+        v_opacity, v_red, v_green, v_blue = nothing, nothing, nothing, nothing
+        for v in range(views):
+            g, own = v * count, min(v, own_colors - 1) * count
+            for lane in range(LANES):
+                splat = g + min(n + lane, end)
+                first, second = spread(ZERO), spread(ZERO)
+                for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
+                    first += load(pair_grads, pair * PAIR_GRADS)
+                    second += load(pair_grads, pair * PAIR_GRADS + rest)  # the last LANES
+                store(sums, lane * row, first)
+                store(sums, lane * row + rest, second)
+            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
+            c = gather(conics, n, end, 3, 3 * g + 2)
+            along_x, along_y = gather(sums, 0, last, row, 1), gather(sums, 0, last, row, 2)
+            scatter(v_means2d, n, end, 2, 2 * g, a * along_x + b * along_y)
+            scatter(v_means2d, n, end, 2, 2 * g + 1, b * along_x + c * along_y)
+            scatter(v_conics, n, end, 3, 3 * g, -0.5 * gather(sums, 0, last, row, 3))
+            scatter(v_conics, n, end, 3, 3 * g + 1, -gather(sums, 0, last, row, 4))
+            scatter(v_conics, n, end, 3, 3 * g + 2, -0.5 * gather(sums, 0, last, row, 5))
+            scatter(v_depths, n, end, 1, g, gather(sums, 0, last, row, 9))
+            v_opacity += gather(sums, 0, last, row, 0)
+            if v < own_colors:
+                v_red, v_green, v_blue = nothing, nothing, nothing
+            v_red += gather(sums, 0, last, row, 6)
+            v_green += gather(sums, 0, last, row, 7)
+            v_blue += gather(sums, 0, last, row, 8)
+            scatter(v_colors, n, end, 3, 3 * own, v_red)
+            scatter(v_colors, n, end, 3, 3 * own + 1, v_green)
+            scatter(v_colors, n, end, 3, 3 * own + 2, v_blue)
+        opacity = gather(opacities, n, end, 1, 0)
+        scatter(v_opacities, n, end, 1, 0, select(opacity > 0.0, v_opacity / opacity, 0.0))
