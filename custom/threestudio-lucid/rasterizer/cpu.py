@@ -28,6 +28,7 @@ from .constants import SH_C0
 logger = logging.getLogger(__name__)
 
 GAUSSIANS_AT_LEAST = 512  # per thread and kernel call: below, starting a thread costs more than it saves
+TILES_AT_LEAST = 8  # the same
 MAX_PAIRS = 2**31 - 1
 
 
@@ -237,7 +238,8 @@ class _Composite(torch.autograd.Function):
         threads.run(
             kernels.composite_forward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
-            *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=3,
+            *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=8,
+            grain=TILES_AT_LEAST,
         )  # fmt: skip
         outputs = _tensors(means2d, rgb, alpha, depth)
         ctx.save_for_backward(conics, opacities, backgrounds, outputs[1])
@@ -259,7 +261,7 @@ class _Composite(torch.autograd.Function):
             kernels.composite_backward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records,
             backgrounds, *bins.shape, ctx.left, *(array.reshape(-1) for array in cotangents), pair_grads,
-            pieces=3,
+            pieces=8, grain=TILES_AT_LEAST,
         )  # fmt: skip
         views, count, _ = conics.shape
         grads = (

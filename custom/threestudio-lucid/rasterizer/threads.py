@@ -63,4 +63,5 @@ def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1,
         work()
     finally:
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that has not begun by now has nothing left to do
+                helper.result()
