@@ -12,6 +12,9 @@ numbers of a table come from one run; times are medians.
 
 from __future__ import annotations
 
+import toybox.threads  # noqa: F401 - before torch
+
+# isort: split
 import argparse
 import math
 import statistics

@@ -172,15 +172,15 @@ class _Bins:
         splats = views * count
         log_opacities = np.log2(np.maximum(opacities, np.float32(1e-30)))
         self.records, touched = _empty(splats * kernels.RECORD), np.empty(splats * kernels.TOUCHED, np.int32)
-        self.radii, pair_counts = np.empty((views, count), np.int32), np.empty(splats, np.int64)
+        self.radii, self.pair_offsets = np.empty((views, count), np.int32), np.zeros(splats + 1, np.int64)
         tile_counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
         threads.run(
             kernels.make_records, views * parts,
             *(array.reshape(-1) for array in (means2d, depths, conics, log_opacities, colors)), width, height,
-            tiles_x, self.records, touched, self.radii.reshape(-1), pair_counts, tile_counts,
+            tiles_x, self.records, touched, self.radii.reshape(-1), self.pair_offsets[1:],
+            tile_counts,
         )  # fmt: skip
-        self.pair_offsets = np.zeros(splats + 1, np.int64)
-        np.cumsum(pair_counts, out=self.pair_offsets[1:])
+        kernels.add_up(self.pair_offsets)
         pairs = int(self.pair_offsets[-1])
         if pairs > MAX_PAIRS:
             raise ValueError(

@@ -529,11 +529,14 @@ def make_records(
     """
     count, parts = len(log_opacities), tile_counts.shape[1]
     own_colors = len(colors) // 3 // max(count, 1)
+    edges = np.empty(
+        tile_counts.shape[2] + 1, np.int64
+    )  # how many splats more a tile has than the one before
     for item in range(start, stop):
         v, part = item // parts, item % parts
         begin, end = count * part // parts, count * (part + 1) // parts
         first_splat, own, last = v * count, min(v, own_colors - 1) * count, end - 1
-        tile_counts[v, part, :] = 0
+        edges[:] = 0
         for n in range(begin, end, LANES):
             a, b = (
                 gather(conics, n, last, 3, 3 * first_splat),
@@ -596,9 +599,14 @@ def make_records(
                         k += 2
                         left, right = np.int64(touched[k]), np.int64(touched[k + 1])
                     pairs += right - left
-                    for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
-                        tile_counts[v, part, tile] += 1
+                    edges[tile_row * tiles_x + left] += 1
+                    edges[tile_row * tiles_x + right] -= 1
                 pair_counts[g] = pairs
+
+        here = 0
+        for tile in range(tile_counts.shape[2]):
+            here += edges[tile]
+            tile_counts[v, part, tile] = here
 
 
 @_kernel("void(i8, i8, f4[::1], i4[::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
@@ -631,6 +639,15 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
                     entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
                     places[v, part, tile] = place + 1
                     pair += 1
+
+
+@_kernel("void(i8[::1])")
+def add_up(counts):
+    """Each number becomes the sum of all up to it."""
+    so_far = 0
+    for i in range(len(counts)):
+        so_far += counts[i]
+        counts[i] = so_far
 
 
 @_inline
