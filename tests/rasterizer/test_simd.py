@@ -90,6 +90,31 @@ def test_exp2_is_as_exact_as_float32_arithmetic():
 
 
 @njit
+def _in_doubles(table, out, whole):
+    """Columns 0 and 1 of the 3 rows of a table, as two columns of `out` and one of `whole`."""
+    first, second = simd.gather(table, 0, 2, 2, 0), simd.gather(table, 0, 2, 2, 1)
+    positive = simd.maximum(simd.sqrt(simd.absolute(first)) * 2.0 - second / 3.0, 0.1)
+    simd.scatter(out, 0, 2, 2, 0, positive)
+    simd.scatter(out, 0, 2, 2, 1, simd.select(first < second, -simd.floor(first), simd.spread(1e-3)))
+    simd.scatter(whole, 0, 2, 1, 1, 10.0 * second)
+    return simd.floor(-2.5), simd.maximum(1.0, 2.0), simd.select(whole[0] == 7, 1.0, 0.0)
+
+
+def test_doubles_of_a_table_whose_rows_are_fewer_than_lanes():
+    table = np.array([[1.5, 2.5], [-0.5, -3.5], [4.0, 0.25]], f32)
+    out, whole = np.zeros(8, f32), np.full(5, 7, np.int32)
+    plain = _in_doubles(table.reshape(-1), out, whole)
+    first, second = table.T.astype(np.float64)
+    expected = [
+        np.maximum(2 * np.sqrt(np.abs(first)) - second / 3, 0.1),
+        np.where(first < second, -np.floor(first), 1e-3),
+    ]
+    np.testing.assert_array_equal(out[:6].reshape(3, 2), np.stack(expected, axis=1).astype(f32))
+    assert (out[6:] == 0).all() and whole.tolist() == [7, 25, -35, 2, 7]
+    assert plain == (-3, 2, 1)
+
+
+@njit
 def _sum_of_products(a, b):
     total = simd.spread(f32(0))
     for i in range(0, len(a), LANES):

@@ -102,7 +102,7 @@ F_T_MIN = f32(TRANSMITTANCE_MIN)
 F_T_STOPPED = f32(1e-9)  # anything below the former, far from where numbers become slow to work with
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 ALMOST_HALF = f32(0.499)  # rounding up by truncation, with a hair of slack
-ROW_SLACK = f32(2e-3)
+ROW_SLACK = f32(2e-3)  # pixels by which an ellipse may miss a row: rounding must never leave one out
 # float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
 SPAN_SLACK = 1.0 + 1e-5
 
@@ -529,24 +529,18 @@ def make_records(
     """
     count, parts = len(log_opacities), tile_counts.shape[1]
     own_colors = len(colors) // 3 // max(count, 1)
-    edges = np.empty(
-        tile_counts.shape[2] + 1, np.int64
-    )  # how many splats more a tile has than the one before
+    edges = np.empty(tile_counts.shape[2] + 1, np.int64)  # splats of a tile, less those of the one before
     for item in range(start, stop):
         v, part = item // parts, item % parts
         begin, end = count * part // parts, count * (part + 1) // parts
         first_splat, own, last = v * count, min(v, own_colors - 1) * count, end - 1
         edges[:] = 0
         for n in range(begin, end, LANES):
-            a, b = (
-                gather(conics, n, last, 3, 3 * first_splat),
-                gather(conics, n, last, 3, 3 * first_splat + 1),
-            )
-            c = gather(conics, n, last, 3, 3 * first_splat + 2)
-            x, y = (
-                gather(means2d, n, last, 2, 2 * first_splat),
-                gather(means2d, n, last, 2, 2 * first_splat + 1),
-            )
+            k = 3 * first_splat
+            a, b = gather(conics, n, last, 3, k), gather(conics, n, last, 3, k + 1)
+            c = gather(conics, n, last, 3, k + 2)
+            k = 2 * first_splat
+            x, y = gather(means2d, n, last, 2, k), gather(means2d, n, last, 2, k + 1)
             log_opacity = gather(log_opacities, n, last, 1, 0)
             determinant = a * c - b * b
             reach = (2 / LOG2_E) * (log_opacity - LOG2_ALPHA_MIN)
