@@ -769,11 +769,11 @@ def composite_forward(
     entries of the batch that show in it pass.
 
     Also written, for the backward pass: into `left`, of each block of each tile the final transmittances and,
-    counted from the tile's first entry, the last entries that contributed (-1: none); and into
-    `entry_blocks`, of each entry, a bit for each block that it contributed to.
+    counted from the tile's first entry, the last entries before the pixels stopped (-1: none); and into
+    `entry_blocks`, of each entry, a bit for each block that it may have contributed to.
 
-    Vectors of a block: V0 transmittance, with that of the entry at which a pixel stops; V1 the same without;
-    V2 ... V5 sums of r, g, b, depth; V6 last entry.
+    Vectors of a block: V0 transmittance, below TRANSMITTANCE_MIN once a pixel has stopped; V1 the last one
+    above; V2 ... V5 sums of r, g, b, depth; V6 the entry of V1.
     """
     scratch = np.empty(TILE_BLOCKS * FORWARD, np.float32)
     batch, shows = np.zeros(BATCH * RECORD, np.float32), np.empty(TILE_BLOCKS * 2, np.uint32)
@@ -824,14 +824,13 @@ def composite_forward(
                     dx, dy = x - batch[r + REC_X], y - batch[r + REC_Y]
                     t = batch[r + REC_LOG_OPACITY] - dx * (batch[r + REC_A] * dx)
                     t = t - dy * (batch[r + REC_B] * dx + batch[r + REC_C] * dy)
-                    shown = t >= F_LOG2_ALPHA_MIN
-                    a = select(shown, minimum(exp2(t), F_ALPHA_MAX), ZERO)
+                    a = select(t >= F_LOG2_ALPHA_MIN, minimum(exp2(t), F_ALPHA_MAX), ZERO)
                     after = T * (ONE - a)
-                    counts = shown & (after >= F_T_MIN)
-                    w = select(counts, a * T, ZERO)
+                    passes = after >= F_T_MIN
+                    w = select(passes, a * T, ZERO)
                     T = maximum(after, F_T_STOPPED)
-                    final = select(counts, after, final)
-                    last = select(counts, batch[r + REC_NUMBER], last)
+                    final = select(passes, after, final)
+                    last = select(passes, batch[r + REC_NUMBER], last)
                     sum_r += w * batch[r + REC_R]
                     sum_g += w * batch[r + REC_G]
                     sum_b += w * batch[r + REC_BLUE]
