@@ -12,6 +12,9 @@ numbers of a table come from one run; times are medians.
 
 from __future__ import annotations
 
+import toybox.threads  # noqa: F401 - before torch
+
+# isort: split
 import argparse
 import math
 import statistics
@@ -123,20 +126,21 @@ def make_scene(num: int, size: int, views: int, scale: float) -> dict[str, Tenso
     }
 
 
-@_compiled("void(i8, i8, i8[::1], i4[::1], f4[::1], i8, i8, i8, i8[::1])")
-def _count_visited(start, stop, tile_starts, entry_splats, records, height, tiles_x, tiles_y, counts):
+@_compiled("void(i8, i8, i8[::1], i4[::1], f4[::1], i8, i8, i8[::1])")
+def _count_visited(start, stop, tile_starts, entry_splats, records, tiles_x, tiles_y, counts):
     """counts[tile]: pixels that compositing looks at if nothing stops early."""
-    batch, spans = np.empty(kernels.RECORD, np.float32), np.empty(kernels.SPAN, np.int32)
+    batch = np.zeros(kernels.BATCH * kernels.RECORD, np.float32)
+    columns = np.empty(kernels.BLOCK_ROWS * kernels.BATCH, np.uint8)
+    shows = np.empty(kernels.TILE_BLOCKS * kernels.BATCH // 32, np.uint32)
     for tile in range(start, stop):
         counts[tile] = 0
         x0 = f32(tile % tiles_x * kernels.TILE_W)
-        y0 = tile // tiles_x % tiles_y * kernels.TILE_H
-        rows = f32(min(kernels.TILE_H, height - y0))
+        y0 = f32(tile // tiles_x % tiles_y * kernels.TILE_H)
         for entry in range(tile_starts[tile], tile_starts[tile + 1]):
-            kernels._load_batch(records, entry_splats, entry, entry + 1, x0, f32(y0), rows, batch, spans)
-            for row in range(spans[0], spans[1]):
-                blocks = spans[2 + kernels.BLOCK_ROWS + row] - spans[2 + row]
-                counts[tile] += max(blocks, 0) * kernels.LANES
+            kernels._load_records(records, entry_splats, entry, entry + 1, entry, x0, y0, batch)
+            kernels._find_blocks(batch, 1, columns, shows)
+            for i in range(0, len(shows), kernels.BATCH // 32):
+                counts[tile] += (shows[i] & 1) * kernels.LANES
 
 
 def count_visited(scene: dict, render: Render) -> int:
@@ -145,9 +149,9 @@ def count_visited(scene: dict, render: Render) -> int:
     colors = scene["colors"].detach().numpy()[None]
     bins = cpu._Bins(*splats, scene["opacities"].detach().numpy(), colors, scene["width"], scene["height"])
     counts = np.empty(bins.num_tiles, np.int64)
-    _, height, tiles_x, tiles_y = bins.shape
+    _, _, tiles_x, tiles_y = bins.shape
     threads.run(
-        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), height,
+        _count_visited, bins.num_tiles, bins.tile_starts, bins.entry_splats, bins.records,
         tiles_x, tiles_y, counts,
     )  # fmt: skip
     return int(counts.sum())
@@ -175,10 +179,15 @@ def median_time(call: Callable[[], object], seconds: float, least: int = 3) -> f
     return statistics.median(times)
 
 
+def _wanting_gradients(scene: dict) -> dict:
+    """The scene with copies of all tensors but the cameras that record gradients."""
+    leaves = ("means", "quats", "scales", "opacities", "colors")
+    return scene | {name: scene[name].clone().requires_grad_() for name in leaves}
+
+
 def time_passes(scene: dict, backend: str, seconds: float) -> tuple[float, float]:
     """Median seconds of a forward and of a backward pass, all gradients wanted."""
-    leaves = ("means", "quats", "scales", "opacities", "colors")
-    inputs = scene | {name: scene[name].clone().requires_grad_() for name in leaves}
+    inputs = _wanting_gradients(scene)
     render = rasterize(**inputs, backend=backend)
     gradients = [torch.randn(output.shape) for output in render[:3]]
 
@@ -190,14 +199,24 @@ def time_passes(scene: dict, backend: str, seconds: float) -> tuple[float, float
 
 def time_both(scene: dict, backend: str, seconds: float, least: int) -> float:
     """Median seconds of a forward pass and its backward pass."""
-    leaves = ("means", "quats", "scales", "opacities", "colors")
-    inputs = scene | {name: scene[name].clone().requires_grad_() for name in leaves}
+    inputs = _wanting_gradients(scene)
 
     def both() -> None:
         render = rasterize(**inputs, backend=backend)
         torch.autograd.backward(list(render[:3]), [torch.ones_like(output) for output in render[:3]])
 
     return median_time(both, seconds, least)
+
+
+def time_stages(scene: dict) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each kernel of a forward and of a backward pass."""
+    inputs = _wanting_gradients(scene)
+    for _ in range(2):  # the first to warm up
+        with stages() as forward:
+            render = rasterize(**inputs, backend="cpu")
+        with stages() as backward:
+            torch.autograd.backward(list(render[:3]), [torch.ones_like(output) for output in render[:3]])
+    return forward, backward
 
 
 @contextmanager
@@ -233,15 +252,15 @@ def measure(shapes: list[tuple[int, int, int, float]], seconds: float) -> list[d
         scene = make_scene(num, size, views, scale)
         render = rasterize(**scene, backend="cpu")
         pairs, visited = count_pairs(scene, render), count_visited(scene, render)
-        with stages() as spent:
-            rasterize(**scene, backend="cpu")
         forward, backward = time_passes(scene, "cpu", seconds)
+        forward_stages, backward_stages = time_stages(scene)
         rows.append(
             {
                 "gaussians": num, "pixels": size, "views": views, "pairs": pairs, "visited": visited,
                 "forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward,
                 "forward_pairs_per_s": pairs / forward, "backward_pairs_per_s": pairs / backward,
-                "forward_stages_ms": {name: 1e3 * value for name, value in spent.items()},
+                "forward_stages_ms": {name: 1e3 * value for name, value in forward_stages.items()},
+                "backward_stages_ms": {name: 1e3 * value for name, value in backward_stages.items()},
             }
         )  # fmt: skip
     return rows
@@ -297,9 +316,10 @@ def print_tables(report: dict) -> None:
             f"{row['gaussians']:9d} {size:>7} {row['views']:6d} {row['pairs'] / 1e6:8.1f} |"
             + " |".join(cells)
         )
-        parts = sorted(row["forward_stages_ms"].items(), key=lambda item: -item[1])
         print(f"           {row['visited'] / row['pairs']:.1f} pixels looked at for each pair")
-        print("           forward ms: " + ", ".join(f"{name} {value:.1f}" for name, value in parts))
+        for name in ("forward", "backward"):
+            parts = sorted(row[f"{name}_stages_ms"].items(), key=lambda item: -item[1])
+            print(f"           {name} ms: " + ", ".join(f"{part} {value:.1f}" for part, value in parts))
     row = report["reference"]
     print(
         f"\nagainst the plain back end, {row['gaussians']} Gaussians, {row['pixels']}^2, both passes: "

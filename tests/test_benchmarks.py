@@ -52,6 +52,7 @@ def test_the_rasterizers_table(tmp_path, monkeypatch, capsys):
     (row,), reference = report["cpu"], report["reference"]
     assert row["gaussians"] == reference["gaussians"] == TINY[0] and 0 < row["pairs"] <= row["visited"]
     assert {"make_records", "fill_tiles", "sort_tiles", "composite_forward"} <= set(row["forward_stages_ms"])
+    assert {"composite_backward", "reduce_pairs", "project_backward"} <= set(row["backward_stages_ms"])
     assert reference["ratio"] == pytest.approx(reference["reference_ms"] / reference["cpu_ms"])
     assert "48^2" in capsys.readouterr().out
 

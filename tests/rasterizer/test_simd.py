@@ -17,7 +17,7 @@ f32 = np.float32
 
 
 @njit
-def _everything(a, b, out, whole):
+def _everything(a, b, out):
     """One row of `out` for each function of a[:LANES], b[:LANES]."""
     v, w = simd.load(a, 0), simd.load(b, 0)
     rows = (
@@ -25,33 +25,53 @@ def _everything(a, b, out, whole):
         simd.minimum(v, w), simd.maximum(v, f32(0.25)), simd.sqrt(v * v), simd.absolute(v),
         simd.select(v < w, v, f32(7)), simd.select((v <= w) & (w > f32(0)), f32(1), f32(0)),
         simd.select(v >= w, w, v), simd.numbers(), simd.spread(f32(3)), simd.load(a, 3),
+        simd.load_every(a, 1, 2), simd.totals(v, w, v + w, v - w, v * w, v, w, v),
     )  # fmt: skip
     for i, row in enumerate(rows):
         simd.store(out, i * LANES, row)
-    simd.store_whole(whole, 1, v)
+    simd.write(out, len(rows) * LANES, simd.read(a, 2))
     total = v
     total += w
-    return simd.total(total), simd.largest(v), simd.any_lane(v > w), simd.any_lane(v > f32(100))
+    return simd.total(total), simd.any_lane(v > w), simd.any_lane(v > f32(100))
 
 
 def test_every_function_does_what_numpy_does():
     rng = np.random.default_rng(0)
-    a, b = (5 * rng.standard_normal(LANES + 3).astype(f32) for _ in range(2))
+    a, b = (5 * rng.standard_normal(2 * LANES).astype(f32) for _ in range(2))
     v, w = a[:LANES], b[:LANES]
     expected = [
         v + w, v - w, v * w, v / w, v + 2, 2 - v,
         np.minimum(v, w), np.maximum(v, 0.25), np.abs(v), np.abs(v),
         np.where(v < w, v, 7), (v <= w) & (w > 0), np.where(v >= w, w, v),
-        np.arange(LANES), np.full(LANES, 3), a[3 : LANES + 3],
+        np.arange(LANES), np.full(LANES, 3), a[3 : LANES + 3], a[1::2],
+        [row.sum() for row in (v, w, v + w, v - w, v * w, v, w, v)],
     ]  # fmt: skip
-    out, whole = np.empty(len(expected) * LANES, f32), np.full(LANES + 2, -9, np.int32)
-    total, largest, some, none = _everything(a, b, out, whole)
-    for row, value in zip(out.reshape(-1, LANES), expected, strict=True):
-        np.testing.assert_allclose(row, value, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(whole, [-9, *np.trunc(v), -9])
+    out = np.empty(len(expected) * LANES + 1, f32)
+    total, some, none = _everything(a, b, out)
+    for row, value in zip(out[:-1].reshape(-1, LANES), expected, strict=True):
+        np.testing.assert_allclose(row, value, rtol=2e-6, atol=2e-6)
+    assert out[-1] == a[2]
     assert total == pytest.approx((v + w).sum(), rel=1e-5)
-    assert largest == v.max()
     assert some and not none
+
+
+@njit
+def _bits(first, last, ranges):
+    simd.store_ranges(ranges, 1, simd.load(first, 0), simd.load(last, 0))
+    return simd.with_bit(ranges, 0, 3), simd.lowest_bit(np.int64(-48))
+
+
+def test_bits():
+    first, last = (
+        np.array(edges, f32) for edges in ([0, 0.9, 3, 7.5, 8, 5, 2, 3.9], [8, 1.9, 4, 8, 8, 2, 3, 9])
+    )
+    last = np.minimum(last, 8)
+    ranges = np.zeros(32, np.uint8)
+    with_third, lowest = _bits(first, last, ranges)
+    expected = [sum(1 << k for k in range(int(f), int(t))) for f, t in zip(first, last, strict=True)]
+    assert ranges.tolist() == [0, *expected, *[0] * (31 - LANES)]
+    assert with_third == sum(1 << i for i, bits in enumerate(ranges) if bits & 8) and with_third
+    assert lowest == 4
 
 
 @njit
@@ -67,6 +87,31 @@ def test_exp2_is_as_exact_as_float32_arithmetic():
     np.testing.assert_allclose(out, np.exp2(t.astype(np.float64)), rtol=2.5e-7)
     _exp2(np.zeros(LANES, f32), out)
     assert (out[:LANES] == 1).all()
+
+
+@njit
+def _in_doubles(table, out, whole):
+    """Columns 0 and 1 of the 3 rows of a table, as two columns of `out` and one of `whole`."""
+    first, second = simd.gather(table, 0, 2, 2, 0), simd.gather(table, 0, 2, 2, 1)
+    positive = simd.maximum(simd.sqrt(simd.absolute(first)) * 2.0 - second / 3.0, 0.1)
+    simd.scatter(out, 0, 2, 2, 0, positive)
+    simd.scatter(out, 0, 2, 2, 1, simd.select(first < second, -simd.floor(first), simd.spread(1e-3)))
+    simd.scatter(whole, 0, 2, 1, 1, 10.0 * second)
+    return simd.floor(-2.5), simd.maximum(1.0, 2.0), simd.select(whole[0] == 7, 1.0, 0.0)
+
+
+def test_doubles_of_a_table_whose_rows_are_fewer_than_lanes():
+    table = np.array([[1.5, 2.5], [-0.5, -3.5], [4.0, 0.25]], f32)
+    out, whole = np.zeros(8, f32), np.full(5, 7, np.int32)
+    plain = _in_doubles(table.reshape(-1), out, whole)
+    first, second = table.T.astype(np.float64)
+    expected = [
+        np.maximum(2 * np.sqrt(np.abs(first)) - second / 3, 0.1),
+        np.where(first < second, -np.floor(first), 1e-3),
+    ]
+    np.testing.assert_array_equal(out[:6].reshape(3, 2), np.stack(expected, axis=1).astype(f32))
+    assert (out[6:] == 0).all() and whole.tolist() == [7, 25, -35, 2, 7]
+    assert plain == (-3, 2, 1)
 
 
 @njit

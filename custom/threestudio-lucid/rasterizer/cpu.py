@@ -28,6 +28,7 @@ from .constants import SH_C0
 logger = logging.getLogger(__name__)
 
 GAUSSIANS_AT_LEAST = 512  # per thread and kernel call: below, starting a thread costs more than it saves
+TILES_AT_LEAST = 8  # the same
 MAX_PAIRS = 2**31 - 1
 
 
@@ -47,6 +48,10 @@ def _array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> np.ndarray:
     return tensor.detach().to("cpu", dtype).contiguous().numpy()
 
 
+def _flat(tensor: Tensor) -> np.ndarray:
+    return _array(tensor).reshape(-1)
+
+
 def _empty(*shape: int) -> np.ndarray:
     return np.empty(shape, np.float32)
 
@@ -59,10 +64,9 @@ def _tensors(like: Tensor, *arrays: np.ndarray) -> tuple[Tensor, ...]:
 def _projected(
     means: Tensor, quats: Tensor, scales: Tensor, viewmats: Tensor, Ks: Tensor
 ) -> list[np.ndarray]:
-    """What the projection kernels read: float32, but cameras in float64; scales [B or 1, N, 3]."""
+    """What the projection kernels read: float32 and flat, but cameras in float64."""
     cameras = (_array(tensor, torch.float64) for tensor in (viewmats, Ks))
-    scales = scales if scales.dim() == 3 else scales[None]
-    return [*(_array(tensor) for tensor in (means, quats, scales)), *cameras]
+    return [*(_flat(tensor) for tensor in (means, quats, scales)), *cameras]
 
 
 class _Project(torch.autograd.Function):
@@ -86,7 +90,7 @@ class _Project(torch.autograd.Function):
         outputs = _empty(views, count, 2), _empty(views, count), _empty(views, count, 3)
         threads.run(
             _kernels().project_forward, count, *_projected(means, quats, scales, viewmats, Ks), width, height,
-            near, eps2d, *outputs, grain=GAUSSIANS_AT_LEAST,
+            near, eps2d, *(output.reshape(-1) for output in outputs), grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         means2d, depths, conics = _tensors(means, *outputs)
         ctx.save_for_backward(means, quats, scales, viewmats, Ks, conics)
@@ -100,12 +104,12 @@ class _Project(torch.autograd.Function):
         *inputs, conics = ctx.saved_tensors
         projected = _projected(*inputs)
         grads = [np.empty_like(array) for array in projected[:3]]  # means, quats, scales
-        cotangents = (_array(v) for v in (v_means2d, v_depths, v_conics))
+        cotangents = (_flat(v) for v in (v_means2d, v_depths, v_conics))
         threads.run(
-            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _array(conics), *cotangents,
+            _kernels().project_backward, len(inputs[0]), *projected, *ctx.size, _flat(conics), *cotangents,
             *grads, grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
-        grads[2] = grads[2].reshape(inputs[2].shape)
+        grads = [grad.reshape(tensor.shape) for grad, tensor in zip(grads, inputs, strict=False)]
         return *_tensors(v_means2d, *grads), *[None] * 6
 
 
@@ -140,7 +144,7 @@ class _Bins:
     """The splats of B views sorted into tiles: the same for the forward and the backward pass.
 
     Attributes:
-        records: [B N, 16], see kernels.py.
+        records: [B N 16], see kernels.py.
         radii: [B, N].
         pair_offsets: [B N + 1].
         tile_starts: [tiles + 1], where the entries of each tile start.
@@ -167,15 +171,16 @@ class _Bins:
         parts = max(1, min(-(-torch.get_num_threads() // views), count // GAUSSIANS_AT_LEAST))
         splats = views * count
         log_opacities = np.log2(np.maximum(opacities, np.float32(1e-30)))
-        self.records, touched = _empty(splats, kernels.RECORD), np.empty((splats, 6), np.int32)
-        self.radii, pair_counts = np.empty((views, count), np.int32), np.empty(splats, np.int64)
+        self.records, touched = _empty(splats * kernels.RECORD), np.empty(splats * kernels.TOUCHED, np.int32)
+        self.radii, self.pair_offsets = np.empty((views, count), np.int32), np.zeros(splats + 1, np.int64)
         tile_counts = np.empty((views, parts, tiles_x * tiles_y), np.int64)
         threads.run(
-            kernels.make_records, views * parts, means2d, depths, conics, log_opacities, colors, width,
-            height, tiles_x, self.records, touched, self.radii, pair_counts, tile_counts,
+            kernels.make_records, views * parts,
+            *(array.reshape(-1) for array in (means2d, depths, conics, log_opacities, colors)), width, height,
+            tiles_x, self.records, touched, self.radii.reshape(-1), self.pair_offsets[1:],
+            tile_counts,
         )  # fmt: skip
-        self.pair_offsets = np.zeros(splats + 1, np.int64)
-        np.cumsum(pair_counts, out=self.pair_offsets[1:])
+        kernels.add_up(self.pair_offsets)
         pairs = int(self.pair_offsets[-1])
         if pairs > MAX_PAIRS:
             raise ValueError(
@@ -229,14 +234,16 @@ class _Composite(torch.autograd.Function):
         bins = _Bins(*(_array(t) for t in (means2d, depths, conics, opacities, colors)), width, height)
         rgb, alpha = _empty(views, height, width, 3), _empty(views, height, width)
         depth, left = np.empty_like(alpha), _empty(bins.num_tiles * kernels.LEFT)
+        entry_blocks = np.empty(bins.num_pairs, np.int64)
         threads.run(
             kernels.composite_forward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.records.reshape(-1), _array(backgrounds), *bins.shape,
-            rgb, alpha, depth, left, pieces=3,
+            bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
+            *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=8,
+            grain=TILES_AT_LEAST,
         )  # fmt: skip
         outputs = _tensors(means2d, rgb, alpha, depth)
         ctx.save_for_backward(conics, opacities, backgrounds, outputs[1])
-        ctx.bins, ctx.left, ctx.num_colors = bins, left, len(colors)
+        ctx.bins, ctx.left, ctx.entry_blocks, ctx.num_colors = bins, left, entry_blocks, len(colors)
         radii = torch.from_numpy(bins.radii).to(means2d.device)
         ctx.mark_non_differentiable(radii)
         return *outputs, radii
@@ -249,11 +256,12 @@ class _Composite(torch.autograd.Function):
         kernels, bins = _kernels(), ctx.bins
         conics, opacities, backgrounds, alpha = (_array(tensor) for tensor in ctx.saved_tensors)
         cotangents = [_array(v) for v in (v_rgb, v_alpha, v_depth)]
-        pair_grads = _empty(bins.num_pairs, kernels.PAIR_GRADS)
+        pair_grads = _empty(bins.num_pairs * kernels.PAIR_GRADS)
         threads.run(
             kernels.composite_backward, bins.num_tiles,
-            bins.tile_starts, bins.entry_splats, bins.entry_pairs, bins.records.reshape(-1), backgrounds,
-            *bins.shape, ctx.left, *cotangents, pair_grads, pieces=3,
+            bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records,
+            backgrounds, *bins.shape, ctx.left, *(array.reshape(-1) for array in cotangents), pair_grads,
+            pieces=8, grain=TILES_AT_LEAST,
         )  # fmt: skip
         views, count, _ = conics.shape
         grads = (
@@ -261,8 +269,8 @@ class _Composite(torch.autograd.Function):
             _empty(ctx.num_colors, count, 3),
         )  # fmt: skip
         threads.run(
-            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, conics, opacities, *grads,
-            grain=GAUSSIANS_AT_LEAST,
+            kernels.reduce_pairs, count, bins.pair_offsets, pair_grads, conics.reshape(-1), opacities,
+            *(grad.reshape(-1) for grad in grads), grain=GAUSSIANS_AT_LEAST,
         )  # fmt: skip
         v_backgrounds = None
         if ctx.needs_input_grad[5]:

@@ -18,9 +18,11 @@ An ellipse alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy
 centre mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
 
 What makes it fast: the innermost loops handle a block of LANES pixels at a time, in vectors and without
-branches (see simd.py); a row's blocks are those that the ellipse touches; a tile's pixels stay in the L1
-cache, and a splat's gradients in registers. Inside of loops an array is indexed with all its indices and
-never cut into views, because numba counts references to every view, with an atomic instruction.
+branches (see simd.py); only the blocks that an ellipse touches are looked at, which are the bits of an
+integer, so that one loop runs over them and ends where the processor can tell early; the forward pass keeps a
+block's pixels in registers, the backward pass a splat's gradients. Inside of loops an array is indexed with
+all its indices and never cut into views, because numba counts references to every view, with an atomic
+instruction.
 """
 
 from __future__ import annotations
@@ -43,20 +45,27 @@ from .constants import (
 )
 from .simd import (
     LANES,
-    absolute,
     any_lane,
     exp2,
-    largest,
+    floor,
+    gather,
     load,
+    load_every,
+    lowest_bit,
     maximum,
     minimum,
     numbers,
+    read,
+    scatter,
     select,
     spread,
     sqrt,
     store,
-    store_whole,
+    store_ranges,
     total,
+    totals,
+    with_bit,
+    write,
 )
 
 f32, f64, u32 = np.float32, np.float64, np.uint32
@@ -65,33 +74,35 @@ TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
 BLOCK_COLUMNS, BLOCK_ROWS = TILE_W // BLOCK_W, TILE_H // BLOCK_H
 TILE_BLOCKS = BLOCK_COLUMNS * BLOCK_ROWS
-assert BLOCK_ROWS % LANES == 0  # `_load_batch` writes whole vectors of rows
+assert TILE_BLOCKS == 64 and BLOCK_COLUMNS == 8  # the bits of an integer, of a byte
 BATCH = 64  # entries of a tile that are made ready at a time
-LIVE_CHECK = 8  # entries between two looks at which rows of a tile still let light through
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
 REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
+REC_NUMBER = 14  # of an entry in its tile, for compositing
 RECORD = 16
-NOTED_ROWS = 2  # of tiles, whose columns `make_records` notes for `fill_tiles`
-SPAN = 2 + 2 * BLOCK_ROWS  # which blocks of a tile a splat shows in, see `_load_batch`
+NOTED_ROWS = 4  # of tiles, whose columns `make_records` notes for `fill_tiles`
+TOUCHED = 2 + 2 * NOTED_ROWS
 
 # Gradients of a pair, summed over the pixels of the tile, with v = alpha dL/dalpha:
 # sum of v, v dx, v dy, v dx^2, v dx dy, v dy^2, then of w dL/d(r, g, b, depth).
 PAIR_GRADS = 10
 
 # Vectors of a block of pixels in a tile's scratch array, in the forward and the backward pass.
-V1, V2, V3, V4, V5, V6 = (i * LANES for i in range(1, 7))
-FORWARD, BACKWARD = 6 * LANES, 8 * LANES
-LEFT = TILE_BLOCKS * 2 * LANES  # what the former leaves to the latter of a tile: V0 and V5
+V1, V2, V3, V4, V5, V6, V7, V8 = (i * LANES for i in range(1, 9))
+FORWARD, BACKWARD = 7 * LANES, 9 * LANES
+LEFT = TILE_BLOCKS * 2 * LANES  # what the former leaves to the latter of a tile: V1 and V6
 
 LOG2_E = math.log2(math.e)
 LOG2_ALPHA_MIN = math.log2(ALPHA_MIN)
 F_LOG2_ALPHA_MIN = f32(LOG2_ALPHA_MIN)
 F_ALPHA_MAX = f32(ALPHA_MAX)
 F_T_MIN = f32(TRANSMITTANCE_MIN)
+F_T_STOPPED = f32(1e-9)  # anything below the former, far from where numbers become slow to work with
 ZERO, HALF, ONE = f32(0), f32(0.5), f32(1)
 ALMOST_HALF = f32(0.499)  # rounding up by truncation, with a hair of slack
+ROW_SLACK = f32(2e-3)  # pixels by which an ellipse may miss a row: rounding must never leave one out
 # float32 may put a pixel on the wrong side of the ellipse's edge: never leave one out
 SPAN_SLACK = 1.0 + 1e-5
 
@@ -101,7 +112,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "645f170271e0"
+COMPILED_IN = "0ab68f2dff0a"
 
 
 def _kernel(signature: str):
@@ -115,38 +126,38 @@ _exact = njit(error_model="numpy")
 
 
 # --- projection -----------------------------------------------------------------------------------
-# Scalars are float64 here: it costs nothing in scalar code and thin, long Gaussians need the digits.
+# LANES Gaussians at a time, in float64: thin, long ones need the digits. All arrays but the cameras are flat.
 
 
 @_inline
-def _rotation(quats, n):
-    """Rotation matrix (nine scalars), unit quaternion and the length of the given one."""
-    w, x, y, z = f64(quats[n, 0]), f64(quats[n, 1]), f64(quats[n, 2]), f64(quats[n, 3])
-    length = max(math.sqrt(w * w + x * x + y * y + z * z), 1e-12)
-    w, x, y, z = w / length, x / length, y / length, z / length
+def _rotation(w, x, y, z):
+    """Rotation matrix (nine numbers), unit quaternion and the length of the given one."""
+    length = maximum(sqrt(w * w + x * x + y * y + z * z), 1e-12)
+    inverse = 1.0 / length
+    w, x, y, z = w * inverse, x * inverse, y * inverse, z * inverse
     rotation = (
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
+        2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x),
+        2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y),
     )  # fmt: skip
     return rotation, (w, x, y, z), length
 
 
 @_inline
-def _scales(scales, v, n):
-    """Scales of a Gaussian in a view, of [B or 1, N, 3]."""
-    v = min(v, scales.shape[0] - 1)
-    return f64(scales[v, n, 0]), f64(scales[v, n, 1]), f64(scales[v, n, 2])
+def _view(viewmats, v):
+    """Rows 0, 1, 2 of a view's matrix."""
+    w = viewmats
+    return (
+        (w[v, 0, 0], w[v, 0, 1], w[v, 0, 2], w[v, 0, 3]),
+        (w[v, 1, 0], w[v, 1, 1], w[v, 1, 2], w[v, 1, 3]),
+        (w[v, 2, 0], w[v, 2, 1], w[v, 2, 2], w[v, 2, 3]),
+    )
 
 
 @_inline
-def _to_camera(viewmats, v, x, y, z):
-    """Camera coordinates of a world point."""
-    return (
-        viewmats[v, 0, 0] * x + viewmats[v, 0, 1] * y + viewmats[v, 0, 2] * z + viewmats[v, 0, 3],
-        viewmats[v, 1, 0] * x + viewmats[v, 1, 1] * y + viewmats[v, 1, 2] * z + viewmats[v, 1, 3],
-        viewmats[v, 2, 0] * x + viewmats[v, 2, 1] * y + viewmats[v, 2, 2] * z + viewmats[v, 2, 3],
-    )
+def _along(row, x, y, z):
+    """One of the camera coordinates of a world point."""
+    return row[0] * x + row[1] * y + row[2] * z + row[3]
 
 
 @_inline
@@ -154,182 +165,195 @@ def _clamped_slope(slope, focal, centre, size):
     """x / z (or y / z) limited to the image and a margin, and whether it was inside of the limits."""
     margin = FOV_MARGIN * size / (2 * focal)
     low, high = -centre / focal - margin, (size - centre) / focal + margin
-    return min(max(slope, low), high), low <= slope <= high
+    return minimum(maximum(slope, low), high), (slope >= low) & (slope <= high)
 
 
 @_inline
-def _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z):
-    """Rows j0, j1 of J W, and rows p0, p1 of J W R S, whose product p p^T is the covariance on the image."""
-    j0 = (
-        (viewmats[v, 0, 0] - slope_x * viewmats[v, 2, 0]) * fx / z,
-        (viewmats[v, 0, 1] - slope_x * viewmats[v, 2, 1]) * fx / z,
-        (viewmats[v, 0, 2] - slope_x * viewmats[v, 2, 2]) * fx / z,
-    )
-    j1 = (
-        (viewmats[v, 1, 0] - slope_y * viewmats[v, 2, 0]) * fy / z,
-        (viewmats[v, 1, 1] - slope_y * viewmats[v, 2, 1]) * fy / z,
-        (viewmats[v, 1, 2] - slope_y * viewmats[v, 2, 2]) * fy / z,
-    )
+def _image_axis(row, row_z, slope, focal_by_z, rotation, sx, sy, sz):
+    """Row j of J W, and row p of J W R S: the covariance on the image is p p^T, of both rows of either."""
     r = rotation
-    p0 = (
-        (j0[0] * r[0] + j0[1] * r[3] + j0[2] * r[6]) * sx,
-        (j0[0] * r[1] + j0[1] * r[4] + j0[2] * r[7]) * sy,
-        (j0[0] * r[2] + j0[1] * r[5] + j0[2] * r[8]) * sz,
+    j = (
+        (row[0] - slope * row_z[0]) * focal_by_z,
+        (row[1] - slope * row_z[1]) * focal_by_z,
+        (row[2] - slope * row_z[2]) * focal_by_z,
     )
-    p1 = (
-        (j1[0] * r[0] + j1[1] * r[3] + j1[2] * r[6]) * sx,
-        (j1[0] * r[1] + j1[1] * r[4] + j1[2] * r[7]) * sy,
-        (j1[0] * r[2] + j1[1] * r[5] + j1[2] * r[8]) * sz,
+    p = (
+        (j[0] * r[0] + j[1] * r[3] + j[2] * r[6]) * sx,
+        (j[0] * r[1] + j[1] * r[4] + j[2] * r[7]) * sy,
+        (j[0] * r[2] + j[1] * r[5] + j[2] * r[8]) * sz,
     )
-    return j0, j1, p0, p1
+    return j, p
+
+
+@_inline
+def _dot(p, q):
+    return p[0] * q[0] + p[1] * q[1] + p[2] * q[2]
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
-    "i8, i8, f8, f8, f4[:,:,::1], f4[:,::1], f4[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f8[:,:,::1], f8[:,:,::1], i8, i8, f8, f8,"
+    "f4[::1], f4[::1], f4[::1])"
 )
 def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
 ):
     """projection.project, for Gaussians start <= n < stop in all views; scales [B or 1, N, 3]."""
-    for n in range(start, stop):
-        rotation, _, _ = _rotation(quats, n)
-        for v in range(viewmats.shape[0]):
-            sx, sy, sz = _scales(scales, v, n)
-            x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
-            depths[v, n] = z
-            means2d[v, n, 0] = 0.0
-            means2d[v, n, 1] = 0.0
-            conics[v, n, 0] = 0.0
-            conics[v, n, 1] = 0.0
-            conics[v, n, 2] = 0.0
-            if z < near:
-                continue
-            fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
-            slope_x, _ = _clamped_slope(x / z, fx, cx, width)
-            slope_y, _ = _clamped_slope(y / z, fy, cy, height)
-            _, _, p0, p1 = _covariance(viewmats, v, rotation, sx, sy, sz, fx, fy, slope_x, slope_y, z)
-            xx = p0[0] * p0[0] + p0[1] * p0[1] + p0[2] * p0[2] + eps2d
-            xy = p0[0] * p1[0] + p0[1] * p1[1] + p0[2] * p1[2]
-            yy = p1[0] * p1[0] + p1[1] * p1[1] + p1[2] * p1[2] + eps2d
+    count, end = len(means) // 3, stop - 1
+    own_scales = len(scales) // 3 // max(count, 1)
+    for v in range(viewmats.shape[0]):
+        row_x, row_y, row_z = _view(viewmats, v)
+        fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
+        g, own = v * count, min(v, own_scales - 1) * count
+        for n in range(start, stop, LANES):
+            mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
+            mean_z = gather(means, n, end, 3, 2)
+            rotation, _, _ = _rotation(
+                gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
+                gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+            )  # fmt: skip
+            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
+            sz = gather(scales, n, end, 3, 3 * own + 2)
+            x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
+            z = _along(row_z, mean_x, mean_y, mean_z)
+            by_z = 1.0 / z
+            slope_x, slope_y = x * by_z, y * by_z
+            clamped_x, _ = _clamped_slope(slope_x, fx, cx, width)
+            clamped_y, _ = _clamped_slope(slope_y, fy, cy, height)
+            _, p0 = _image_axis(row_x, row_z, clamped_x, fx * by_z, rotation, sx, sy, sz)
+            _, p1 = _image_axis(row_y, row_z, clamped_y, fy * by_z, rotation, sx, sy, sz)
+            xx, xy, yy = _dot(p0, p0) + eps2d, _dot(p0, p1), _dot(p1, p1) + eps2d
             determinant = xx * yy - xy * xy
-            if not (determinant > 0.0 and determinant < math.inf):
-                continue
-            means2d[v, n, 0] = fx * x / z + cx
-            means2d[v, n, 1] = fy * y / z + cy
-            conics[v, n, 0] = yy / determinant
-            conics[v, n, 1] = -xy / determinant
-            conics[v, n, 2] = xx / determinant
+            drawn = (z >= near) & (determinant > 0.0) & (determinant < math.inf)
+            inverse = select(drawn, 1.0 / determinant, 0.0)
+            scatter(depths, n, end, 1, g, z)
+            scatter(means2d, n, end, 2, 2 * g, select(drawn, fx * slope_x + cx, 0.0))
+            scatter(means2d, n, end, 2, 2 * g + 1, select(drawn, fy * slope_y + cy, 0.0))
+            scatter(conics, n, end, 3, 3 * g, select(drawn, yy * inverse, 0.0))
+            scatter(conics, n, end, 3, 3 * g + 1, select(drawn, -xy * inverse, 0.0))
+            scatter(conics, n, end, 3, 3 * g + 2, select(drawn, xx * inverse, 0.0))
 
 
 @_kernel(
-    "void(i8, i8, f4[:,::1], f4[:,::1], f4[:,:,::1], f8[:,:,::1], f8[:,:,::1],"
-    "i8, i8, f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,::1],"
-    "f4[:,::1], f4[:,::1], f4[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f8[:,:,::1], f8[:,:,::1], i8, i8, f4[::1], f4[::1], f4[::1],"
+    "f4[::1], f4[::1], f4[::1], f4[::1])"
 )
 def project_backward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, conics, v_means2d, v_depths, v_conics,
     v_means, v_quats, v_scales,
 ):  # fmt: skip
     """Gradients of `project_forward`, summed over the views in order."""
-    for n in range(start, stop):
-        r, quat, length = _rotation(quats, n)
-        gx, gy, gz = 0.0, 0.0, 0.0  # dL/dmean
-        # dL/dR: nine scalars, row by row
-        m00, m01, m02, m10, m11, m12, m20, m21, m22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for v in range(scales.shape[0]):
-            v_scales[v, n, 0], v_scales[v, n, 1], v_scales[v, n, 2] = ZERO, ZERO, ZERO
+    count, end = len(means) // 3, stop - 1
+    own_scales = len(scales) // 3 // max(count, 1)
+    nothing = spread(0.0)
+    for n in range(start, stop, LANES):
+        mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
+        mean_z = gather(means, n, end, 3, 2)
+        r, quat, length = _rotation(
+            gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
+            gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+        )  # fmt: skip
+        gx, gy, gz = nothing, nothing, nothing  # dL/dmean
+        v_sx, v_sy, v_sz = nothing, nothing, nothing
+        # dL/dR: nine numbers, row by row
+        m00, m01, m02, m10, m11 = nothing, nothing, nothing, nothing, nothing
+        m12, m20, m21, m22 = nothing, nothing, nothing, nothing
         for v in range(viewmats.shape[0]):
-            sx, sy, sz = _scales(scales, v, n)
-            v_u, v_v, v_z = f64(v_means2d[v, n, 0]), f64(v_means2d[v, n, 1]), f64(v_depths[v, n])
-            v_a, v_b, v_c = f64(v_conics[v, n, 0]), f64(v_conics[v, n, 1]), f64(v_conics[v, n, 2])
-            a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
-            if a > 0.0:
-                x, y, z = _to_camera(viewmats, v, f64(means[n, 0]), f64(means[n, 1]), f64(means[n, 2]))
-                fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
-                slope_x, free_x = _clamped_slope(x / z, fx, Ks[v, 0, 2], width)
-                slope_y, free_y = _clamped_slope(y / z, fy, Ks[v, 1, 2], height)
-                j0, j1, p0, p1 = _covariance(viewmats, v, r, sx, sy, sz, fx, fy, slope_x, slope_y, z)
+            row_x, row_y, row_z = _view(viewmats, v)
+            fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
+            g, own = v * count, min(v, own_scales - 1) * count
+            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
+            sz = gather(scales, n, end, 3, 3 * own + 2)
+            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
+            c = gather(conics, n, end, 3, 3 * g + 2)
+            v_a, v_b = gather(v_conics, n, end, 3, 3 * g), gather(v_conics, n, end, 3, 3 * g + 1)
+            v_c = gather(v_conics, n, end, 3, 3 * g + 2)
+            v_z = gather(v_depths, n, end, 1, g)
+            # one that is not drawn gets nothing from a, b, c = 0, and must not divide by 0
+            drawn = a > 0.0
+            v_u = select(drawn, gather(v_means2d, n, end, 2, 2 * g), 0.0)
+            v_v = select(drawn, gather(v_means2d, n, end, 2, 2 * g + 1), 0.0)
+            x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
+            z = select(drawn, _along(row_z, mean_x, mean_y, mean_z), 1.0)
+            by_z = 1.0 / z
+            slope_x, free_x = _clamped_slope(x * by_z, fx, Ks[v, 0, 2], width)
+            slope_y, free_y = _clamped_slope(y * by_z, fy, Ks[v, 1, 2], height)
+            j0, p0 = _image_axis(row_x, row_z, slope_x, fx * by_z, r, sx, sy, sz)
+            j1, p1 = _image_axis(row_y, row_z, slope_y, fy * by_z, r, sx, sy, sz)
 
-                # 1. conic = cov^-1:  dL/dcov = -conic dL/dconic conic, both symmetric
-                t00, t01 = v_a * a + v_b * b / 2, v_a * b + v_b * c / 2
-                t10, t11 = v_b * a / 2 + v_c * b, v_b * b / 2 + v_c * c
-                v_xx, v_yy = -(a * t00 + b * t10), -(b * t01 + c * t11)
-                v_xy = -(a * t01 + b * t11)
+            # 1. conic = cov^-1:  dL/dcov = -conic dL/dconic conic, both symmetric
+            half_b = 0.5 * v_b
+            t00, t01 = v_a * a + half_b * b, v_a * b + half_b * c
+            t10, t11 = half_b * a + v_c * b, half_b * b + v_c * c
+            v_xx, v_yy = -(a * t00 + b * t10), -(b * t01 + c * t11)
+            v_xy = -(a * t01 + b * t11)
 
-                # 2. cov = p p^T:  dL/dp = 2 dL/dcov p
-                q0 = (
-                    2 * (v_xx * p0[0] + v_xy * p1[0]),
-                    2 * (v_xx * p0[1] + v_xy * p1[1]),
-                    2 * (v_xx * p0[2] + v_xy * p1[2]),
-                )
-                q1 = (
-                    2 * (v_xy * p0[0] + v_yy * p1[0]),
-                    2 * (v_xy * p0[1] + v_yy * p1[1]),
-                    2 * (v_xy * p0[2] + v_yy * p1[2]),
-                )
+            # 2. cov = p p^T:  dL/dp = 2 dL/dcov p
+            q0 = (
+                2.0 * (v_xx * p0[0] + v_xy * p1[0]),
+                2.0 * (v_xx * p0[1] + v_xy * p1[1]),
+                2.0 * (v_xx * p0[2] + v_xy * p1[2]),
+            )
+            q1 = (
+                2.0 * (v_xy * p0[0] + v_yy * p1[0]),
+                2.0 * (v_xy * p0[1] + v_yy * p1[1]),
+                2.0 * (v_xy * p0[2] + v_yy * p1[2]),
+            )
 
-                # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
-                own = min(v, scales.shape[0] - 1)
-                for axis in range(3):
-                    along_0 = j0[0] * r[axis] + j0[1] * r[3 + axis] + j0[2] * r[6 + axis]
-                    along_1 = j1[0] * r[axis] + j1[1] * r[3 + axis] + j1[2] * r[6 + axis]
-                    v_scales[own, n, axis] += q0[axis] * along_0 + q1[axis] * along_1
-                q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
-                q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
-                m00 += j0[0] * q0[0] + j1[0] * q1[0]
-                m01 += j0[0] * q0[1] + j1[0] * q1[1]
-                m02 += j0[0] * q0[2] + j1[0] * q1[2]
-                m10 += j0[1] * q0[0] + j1[1] * q1[0]
-                m11 += j0[1] * q0[1] + j1[1] * q1[1]
-                m12 += j0[1] * q0[2] + j1[1] * q1[2]
-                m20 += j0[2] * q0[0] + j1[2] * q1[0]
-                m21 += j0[2] * q0[1] + j1[2] * q1[1]
-                m22 += j0[2] * q0[2] + j1[2] * q1[2]
-                k0 = (
-                    q0[0] * r[0] + q0[1] * r[1] + q0[2] * r[2],
-                    q0[0] * r[3] + q0[1] * r[4] + q0[2] * r[5],
-                    q0[0] * r[6] + q0[1] * r[7] + q0[2] * r[8],
-                )
-                k1 = (
-                    q1[0] * r[0] + q1[1] * r[1] + q1[2] * r[2],
-                    q1[0] * r[3] + q1[1] * r[4] + q1[2] * r[5],
-                    q1[0] * r[6] + q1[1] * r[7] + q1[2] * r[8],
-                )
+            # 3. p = (J W) (R S):  to S, to R, and to J W (k0, k1)
+            if v < own_scales:
+                v_sx, v_sy, v_sz = nothing, nothing, nothing
+            column_0, column_1, column_2 = (r[0], r[3], r[6]), (r[1], r[4], r[7]), (r[2], r[5], r[8])
+            v_sx += q0[0] * _dot(j0, column_0) + q1[0] * _dot(j1, column_0)
+            v_sy += q0[1] * _dot(j0, column_1) + q1[1] * _dot(j1, column_1)
+            v_sz += q0[2] * _dot(j0, column_2) + q1[2] * _dot(j1, column_2)
+            scatter(v_scales, n, end, 3, 3 * own, v_sx)
+            scatter(v_scales, n, end, 3, 3 * own + 1, v_sy)
+            scatter(v_scales, n, end, 3, 3 * own + 2, v_sz)
+            q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
+            q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
+            m00 += j0[0] * q0[0] + j1[0] * q1[0]
+            m01 += j0[0] * q0[1] + j1[0] * q1[1]
+            m02 += j0[0] * q0[2] + j1[0] * q1[2]
+            m10 += j0[1] * q0[0] + j1[1] * q1[0]
+            m11 += j0[1] * q0[1] + j1[1] * q1[1]
+            m12 += j0[1] * q0[2] + j1[1] * q1[2]
+            m20 += j0[2] * q0[0] + j1[2] * q1[0]
+            m21 += j0[2] * q0[1] + j1[2] * q1[1]
+            m22 += j0[2] * q0[2] + j1[2] * q1[2]
+            row_0, row_1, row_2 = (r[0], r[1], r[2]), (r[3], r[4], r[5]), (r[6], r[7], r[8])
+            k0 = (_dot(q0, row_0), _dot(q0, row_1), _dot(q0, row_2))
+            k1 = (_dot(q1, row_0), _dot(q1, row_1), _dot(q1, row_2))
 
-                # 4. J W: row 0 is fx / z (W_0 - slope_x W_2), row 1 fy / z (W_1 - slope_y W_2)
-                w20, w21, w22 = viewmats[v, 2, 0], viewmats[v, 2, 1], viewmats[v, 2, 2]
-                v_slope_x = -(k0[0] * w20 + k0[1] * w21 + k0[2] * w22) * fx / z
-                v_slope_y = -(k1[0] * w20 + k1[1] * w21 + k1[2] * w22) * fy / z
-                v_z -= (k0[0] * j0[0] + k0[1] * j0[1] + k0[2] * j0[2]) / z
-                v_z -= (k1[0] * j1[0] + k1[1] * j1[1] + k1[2] * j1[2]) / z
+            # 4. J W: row 0 is fx / z (W_0 - slope_x W_2), row 1 fy / z (W_1 - slope_y W_2)
+            v_slope_x, v_slope_y = -fx * by_z * _dot(k0, row_z), -fy * by_z * _dot(k1, row_z)
+            v_z = v_z - (_dot(k0, j0) + _dot(k1, j1)) * by_z
 
-                # 5. centre (u, v) = (fx x / z + cx, fy y / z + cy), and the slopes where they are not clamped
-                v_slope_x = v_u * fx + (v_slope_x if free_x else 0.0)
-                v_slope_y = v_v * fy + (v_slope_y if free_y else 0.0)
-                v_x, v_y = v_slope_x / z, v_slope_y / z
-                v_z -= (v_slope_x * x + v_slope_y * y) / (z * z)
-            else:
-                v_x, v_y = 0.0, 0.0
+            # 5. centre (u, v) = (fx x / z + cx, fy y / z + cy), and the slopes where they are not clamped
+            v_slope_x = v_u * fx + select(free_x, v_slope_x, 0.0)
+            v_slope_y = v_v * fy + select(free_y, v_slope_y, 0.0)
+            v_x, v_y = v_slope_x * by_z, v_slope_y * by_z
+            v_z = v_z - (v_x * x + v_y * y) * by_z
 
             # 6. camera = W mean + t
-            gx += viewmats[v, 0, 0] * v_x + viewmats[v, 1, 0] * v_y + viewmats[v, 2, 0] * v_z
-            gy += viewmats[v, 0, 1] * v_x + viewmats[v, 1, 1] * v_y + viewmats[v, 2, 1] * v_z
-            gz += viewmats[v, 0, 2] * v_x + viewmats[v, 1, 2] * v_y + viewmats[v, 2, 2] * v_z
+            gx += row_x[0] * v_x + row_y[0] * v_y + row_z[0] * v_z
+            gy += row_x[1] * v_x + row_y[1] * v_y + row_z[1] * v_z
+            gz += row_x[2] * v_x + row_y[2] * v_y + row_z[2] * v_z
 
-        v_means[n, 0], v_means[n, 1], v_means[n, 2] = gx, gy, gz
+        scatter(v_means, n, end, 3, 0, gx)
+        scatter(v_means, n, end, 3, 1, gy)
+        scatter(v_means, n, end, 3, 2, gz)
 
         # 7. R of the unit quaternion, then the normalisation
         w, x, y, z = quat
-        v_qw = 2 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
-        v_qx = 2 * (-2 * x * (m11 + m22) + y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12))
-        v_qy = 2 * (x * (m01 + m10) - 2 * y * (m00 + m22) + z * (m12 + m21) + w * (m02 - m20))
-        v_qz = 2 * (x * (m02 + m20) + y * (m12 + m21) - 2 * z * (m00 + m11) + w * (m10 - m01))
-        along = w * v_qw + x * v_qx + y * v_qy + z * v_qz
-        v_quats[n, 0] = (v_qw - along * w) / length
-        v_quats[n, 1] = (v_qx - along * x) / length
-        v_quats[n, 2] = (v_qy - along * y) / length
-        v_quats[n, 3] = (v_qz - along * z) / length
+        v_w = 2.0 * (x * (m21 - m12) + y * (m02 - m20) + z * (m10 - m01))
+        v_x = 2.0 * (y * (m01 + m10) + z * (m02 + m20) + w * (m21 - m12) - 2.0 * x * (m11 + m22))
+        v_y = 2.0 * (x * (m01 + m10) + z * (m12 + m21) + w * (m02 - m20) - 2.0 * y * (m00 + m22))
+        v_z = 2.0 * (x * (m02 + m20) + y * (m12 + m21) + w * (m10 - m01) - 2.0 * z * (m00 + m11))
+        along, inverse = w * v_w + x * v_x + y * v_y + z * v_z, 1.0 / length
+        scatter(v_quats, n, end, 4, 0, (v_w - along * w) * inverse)
+        scatter(v_quats, n, end, 4, 1, (v_x - along * x) * inverse)
+        scatter(v_quats, n, end, 4, 2, (v_y - along * y) * inverse)
+        scatter(v_quats, n, end, 4, 3, (v_z - along * z) * inverse)
 
 
 # --- spherical harmonics --------------------------------------------------------------------------
@@ -451,10 +475,10 @@ def sh_backward(start, stop, means, viewmats, sh, degree, colors, v_colors, v_me
 @_exact
 def _tiles_between(low, high, size, tile_size):
     """Tiles [first, last) that hold the pixel centres between low and high, of `size` pixels."""
-    first, last = math.ceil(max(low - 0.5, 0.0)), math.floor(min(high - 0.5, size - 1.0))
-    if first > last:
-        return 0, 0
-    return first // tile_size, last // tile_size + 1
+    first, last = -floor(-maximum(low - 0.5, 0.0)), floor(minimum(high - 0.5, size - 1.0))
+    some = first <= last
+    first, last = floor(first * (1.0 / tile_size)), floor(last * (1.0 / tile_size)) + 1.0
+    return select(some, first, 0.0), select(some, last, 0.0)
 
 
 @_exact
@@ -464,20 +488,31 @@ def _columns_on_row(mean_x, mean_y, shear, half2, taper, half_h, tile_row, width
     The right edge, mean_x - shear dy + sqrt(half_width^2 - taper dy^2), is concave in dy, so its largest
     value lies at its apex or at the end of the slab nearest to it; the left edge mirrors it.
     """
-    low = max(tile_row * TILE_H + HALF - mean_y, -half_h)
-    high = min(min((tile_row + 1) * TILE_H, height) - HALF - mean_y, half_h)
-    if not low <= high:
-        return 0, 0
-    apex = shear * math.sqrt(half2 / (ONE + shear * shear / taper)) / taper
-    at_right, at_left = min(max(-apex, low), high), min(max(apex, low), high)
-    right = mean_x - shear * at_right + math.sqrt(max(half2 - taper * at_right * at_right, ZERO))
-    left = mean_x - shear * at_left - math.sqrt(max(half2 - taper * at_left * at_left, ZERO))
-    return _tiles_between(left, right, width, TILE_W)
+    low = maximum(tile_row * f64(TILE_H) + 0.5 - mean_y, -half_h)
+    high = minimum(minimum((tile_row + 1.0) * f64(TILE_H), f64(height)) - 0.5 - mean_y, half_h)
+    apex = shear * sqrt(half2 / (1.0 + shear * shear / taper)) / taper
+    at_right, at_left = minimum(maximum(-apex, low), high), minimum(maximum(apex, low), high)
+    right = mean_x - shear * at_right + sqrt(maximum(half2 - taper * at_right * at_right, 0.0))
+    left = mean_x - shear * at_left - sqrt(maximum(half2 - taper * at_left * at_left, 0.0))
+    first, last = _tiles_between(left, right, width, TILE_W)
+    some = low <= high
+    return select(some, first, 0.0), select(some, last, 0.0)
+
+
+@_exact
+def _columns_of_record(records, r, tile_row, width, height):
+    """The same of the record at r, as whole numbers."""
+    left, right = _columns_on_row(
+        f64(records[r + REC_X]), f64(records[r + REC_Y]), f64(records[r + REC_SHEAR]),
+        f64(records[r + REC_HALF2]), f64(records[r + REC_TAPER]), f64(records[r + REC_HALF_H]), f64(tile_row),
+        width, height,
+    )  # fmt: skip
+    return np.int64(left), np.int64(right)
 
 
 @_kernel(
-    "void(i8, i8, f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1], i8, i8, i8,"
-    "f4[:,::1], i4[:,::1], i4[:,::1], i8[::1], i8[:,:,::1])"
+    "void(i8, i8, f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], i8, i8, i8,"
+    "f4[::1], i4[::1], i4[::1], i8[::1], i8[:,:,::1])"
 )
 def make_records(
     start, stop, means2d, depths, conics, log_opacities, colors, width, height, tiles_x,
@@ -488,69 +523,87 @@ def make_records(
     An item is a (view, part): the Gaussians are cut into tile_counts.shape[1] parts.
 
     Args:
-        touched: [B N, 6], rows of tiles [first, last), then columns [first, last) on each if they are at
+        touched: [B N TOUCHED], rows of tiles [first, last), then columns [first, last) on each if they are at
             most NOTED_ROWS, as they nearly always are.
         pair_counts: [B N], numbers of tiles. tile_counts: [view, part, tile], numbers of splats.
     """
-    count, parts = log_opacities.shape[0], tile_counts.shape[1]
+    count, parts = len(log_opacities), tile_counts.shape[1]
+    own_colors = len(colors) // 3 // max(count, 1)
+    edges = np.empty(tile_counts.shape[2] + 1, np.int64)  # splats of a tile, less those of the one before
     for item in range(start, stop):
         v, part = item // parts, item % parts
-        own = min(v, colors.shape[0] - 1)
-        tile_counts[v, part, :] = 0
-        for n in range(count * part // parts, count * (part + 1) // parts):
-            g = v * count + n
-            radii[v, n] = 0
-            pair_counts[g] = 0
-            a, b, c = f64(conics[v, n, 0]), f64(conics[v, n, 1]), f64(conics[v, n, 2])
+        begin, end = count * part // parts, count * (part + 1) // parts
+        first_splat, own, last = v * count, min(v, own_colors - 1) * count, end - 1
+        edges[:] = 0
+        for n in range(begin, end, LANES):
+            k = 3 * first_splat
+            a, b = gather(conics, n, last, 3, k), gather(conics, n, last, 3, k + 1)
+            c = gather(conics, n, last, 3, k + 2)
+            k = 2 * first_splat
+            x, y = gather(means2d, n, last, 2, k), gather(means2d, n, last, 2, k + 1)
+            log_opacity = gather(log_opacities, n, last, 1, 0)
             determinant = a * c - b * b
-            reach = (2 / LOG2_E) * (f64(log_opacities[n]) - LOG2_ALPHA_MIN)
-            if not (a > 0.0 and determinant > 0.0 and reach >= 0.0):
-                continue
-            x, y = f64(means2d[v, n, 0]), f64(means2d[v, n, 1])
-            inverse, inverse_a = 1 / determinant, 1 / a
-            half_x, half_y = math.sqrt(reach * c * inverse), math.sqrt(reach * a * inverse)
-            if x + half_x < 0.5 or x - half_x > width - 0.5 or y + half_y < 0.5 or y - half_y > height - 0.5:
-                continue
-            longest = ((a + c) / 2 + math.sqrt((a - c) * (a - c) / 4 + b * b)) * inverse
-            radii[v, n] = int(min(max(math.ceil(math.sqrt(reach * longest)), 1.0), 2.0**30))
+            reach = (2 / LOG2_E) * (log_opacity - LOG2_ALPHA_MIN)
+            inverse, inverse_a = 1.0 / determinant, 1.0 / a
+            half_x, half_y = sqrt(reach * c * inverse), sqrt(reach * a * inverse)
+            shown = (a > 0.0) & (determinant > 0.0) & (reach >= 0.0)
+            shown = shown & (x + half_x >= 0.5) & (x - half_x <= width - 0.5)
+            shown = shown & (y + half_y >= 0.5) & (y - half_y <= height - 0.5)
+            longest = (0.5 * (a + c) + sqrt(0.25 * (a - c) * (a - c) + b * b)) * inverse
+            radius = minimum(maximum(-floor(-sqrt(reach * longest)), 1.0), 2.0**30)
 
-            records[g, REC_X], records[g, REC_Y] = x, y
-            records[g, REC_A], records[g, REC_B], records[g, REC_C] = (
-                LOG2_E * a / 2,
-                LOG2_E * b,
-                LOG2_E * c / 2,
-            )
-            records[g, REC_LOG_OPACITY] = log_opacities[n]
-            records[g, REC_R], records[g, REC_G] = colors[own, n, 0], colors[own, n, 1]
-            records[g, REC_BLUE], records[g, REC_Z] = colors[own, n, 2], depths[v, n]
-            records[g, REC_SHEAR] = b * inverse_a
-            records[g, REC_HALF2] = reach * inverse_a * SPAN_SLACK
-            records[g, REC_TAPER] = determinant * (inverse_a * inverse_a)
-            records[g, REC_HALF_H] = half_y * SPAN_SLACK
+            shear, half_h = b * inverse_a, half_y * SPAN_SLACK
+            half2, taper = reach * inverse_a * SPAN_SLACK, determinant * (inverse_a * inverse_a)
+            r = first_splat * RECORD
+            scatter(records, n, last, RECORD, r + REC_X, x)
+            scatter(records, n, last, RECORD, r + REC_Y, y)
+            scatter(records, n, last, RECORD, r + REC_A, (LOG2_E / 2) * a)
+            scatter(records, n, last, RECORD, r + REC_B, LOG2_E * b)
+            scatter(records, n, last, RECORD, r + REC_C, (LOG2_E / 2) * c)
+            scatter(records, n, last, RECORD, r + REC_LOG_OPACITY, log_opacity)
+            scatter(records, n, last, RECORD, r + REC_R, gather(colors, n, last, 3, 3 * own))
+            scatter(records, n, last, RECORD, r + REC_G, gather(colors, n, last, 3, 3 * own + 1))
+            scatter(records, n, last, RECORD, r + REC_BLUE, gather(colors, n, last, 3, 3 * own + 2))
+            scatter(records, n, last, RECORD, r + REC_Z, gather(depths, n, last, 1, first_splat))
+            scatter(records, n, last, RECORD, r + REC_SHEAR, shear)
+            scatter(records, n, last, RECORD, r + REC_HALF2, half2)
+            scatter(records, n, last, RECORD, r + REC_TAPER, taper)
+            scatter(records, n, last, RECORD, r + REC_HALF_H, half_h)
 
-            half_x, half_y = half_x * SPAN_SLACK, half_y * SPAN_SLACK
-            top, bottom = _tiles_between(y - half_y, y + half_y, height, TILE_H)
-            left, right = _tiles_between(x - half_x, x + half_x, width, TILE_W)
-            touched[g, 0], touched[g, 1] = top, bottom
-            # the box tells, unless the ellipse leaves corners of it empty
-            corners = bottom - top > NOTED_ROWS or (bottom - top > 1 and right - left > 1)
-            pairs = 0
-            for tile_row in range(top, bottom):
-                if corners:
-                    left, right = _columns_on_row(
-                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
-                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
-                    )  # fmt: skip
-                k = tile_row - top
-                if k < NOTED_ROWS:
-                    touched[g, 2 + 2 * k], touched[g, 3 + 2 * k] = left, right
-                pairs += right - left
-                for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
-                    tile_counts[v, part, tile] += 1
-            pair_counts[g] = pairs
+            top, bottom = _tiles_between(y - half_h, y + half_h, height, TILE_H)
+            k = first_splat * TOUCHED
+            scatter(radii, n, last, 1, first_splat, select(shown, radius, 0.0))
+            scatter(touched, n, last, TOUCHED, k, select(shown, top, 0.0))
+            scatter(touched, n, last, TOUCHED, k + 1, select(shown, bottom, 0.0))
+            for i in range(NOTED_ROWS):
+                row = top + f64(i)
+                if not any_lane(shown & (row < bottom)):
+                    break
+                left, right = _columns_on_row(x, y, shear, half2, taper, half_h, row, width, height)
+                scatter(touched, n, last, TOUCHED, k + 2 + 2 * i, left)
+                scatter(touched, n, last, TOUCHED, k + 3 + 2 * i, right)
+
+            for g in range(first_splat + n, first_splat + min(n + LANES, end)):
+                pairs, k = 0, g * TOUCHED
+                first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+                for tile_row in range(first_row, last_row):
+                    if last_row - first_row > NOTED_ROWS:
+                        left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
+                    else:
+                        k += 2
+                        left, right = np.int64(touched[k]), np.int64(touched[k + 1])
+                    pairs += right - left
+                    edges[tile_row * tiles_x + left] += 1
+                    edges[tile_row * tiles_x + right] -= 1
+                pair_counts[g] = pairs
+
+        here = 0
+        for tile in range(tile_counts.shape[2]):
+            here += edges[tile]
+            tile_counts[v, part, tile] = here
 
 
-@_kernel("void(i8, i8, f4[:,::1], i4[:,::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
+@_kernel("void(i8, i8, f4[::1], i4[::1], i8[::1], i8, i8, i8, i8[:,:,::1], u4[:,::1])")
 def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles_x, places, entries):
     """Lists the entries of every tile, in the order of the Gaussians.
 
@@ -558,7 +611,7 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
     is counted up to where they end.
     """
     parts = places.shape[1]
-    count = records.shape[0] // places.shape[0]
+    count = len(touched) // TOUCHED // places.shape[0]
     bits = records.view(np.uint32)
     for item in range(start, stop):
         v, part = item // parts, item % parts
@@ -566,22 +619,29 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
             pair = pair_offsets[g]
             if pair == pair_offsets[g + 1]:
                 continue
-            key = bits[g, REC_Z]
-            top, bottom = np.int64(touched[g, 0]), np.int64(touched[g, 1])
-            for tile_row in range(top, bottom):
-                if bottom - top <= NOTED_ROWS:
-                    k = 2 + 2 * (tile_row - top)
-                    left, right = np.int64(touched[g, k]), np.int64(touched[g, k + 1])
+            key = bits[g * RECORD + REC_Z]
+            k = g * TOUCHED
+            first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+            for tile_row in range(first_row, last_row):
+                if last_row - first_row > NOTED_ROWS:
+                    left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
                 else:
-                    left, right = _columns_on_row(
-                        records[g, REC_X], records[g, REC_Y], records[g, REC_SHEAR], records[g, REC_HALF2],
-                        records[g, REC_TAPER], records[g, REC_HALF_H], tile_row, width, height,
-                    )  # fmt: skip
+                    k += 2
+                    left, right = np.int64(touched[k]), np.int64(touched[k + 1])
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
                     place = places[v, part, tile]
                     entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
                     places[v, part, tile] = place + 1
                     pair += 1
+
+
+@_kernel("void(i8[::1])")
+def add_up(counts):
+    """Each number becomes the sum of all up to it."""
+    so_far = 0
+    for i in range(len(counts)):
+        so_far += counts[i]
+        counts[i] = so_far
 
 
 @_inline
@@ -651,78 +711,73 @@ def _pixel(row, column, size):
 
 
 @_inline
-def _load_batch(records, entry_splats, begin, end, x0, y0, rows, batch, spans):
-    """Readies the entries begin <= entry < end of the tile at (x0, y0).
+def _load_records(records, entry_splats, begin, end, tile_start, x0, y0, batch):
+    """The records of the entries begin <= entry < end of the tile at (x0, y0), into `batch` [BATCH * RECORD].
 
-    Into `batch` [BATCH * RECORD] their records, the means counted from the tile's corner; into `spans`
-    [BATCH * SPAN] which blocks each shows in: its rows of blocks [first, last), then for each row
-    the first column, then for each the one after the last. Fetching many at once hides how slow memory is.
+    The means are counted from the tile's corner. Fetching many at once hides how slow memory is.
     """
+    corner = select(numbers() < ONE, x0, select(numbers() < f32(2), y0, ZERO))
     for j in range(end - begin):
-        splat = np.int64(entry_splats[begin + j])
-        for k in range(0, RECORD, LANES):
-            store(batch, j * RECORD + k, load(records, splat * RECORD + k))
-    for j in range(end - begin):
-        r, s = j * RECORD, j * SPAN
-        batch[r + REC_X] -= x0
-        batch[r + REC_Y] -= y0
-        mean_x, mean_y, half_h = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_HALF_H]
-        half2, taper, shear = batch[r + REC_HALF2], batch[r + REC_TAPER], batch[r + REC_SHEAR]
-        top = np.int32(min(max(mean_y - half_h + ALMOST_HALF, ZERO), rows))
-        bottom = np.int32(min(max(mean_y + half_h + HALF, ZERO), rows))
-        spans[s], spans[s + 1] = top // BLOCK_H, (bottom + (BLOCK_H - 1)) // BLOCK_H
-        # Both edges of the ellipse bulge outwards: on a row of blocks they reach furthest on its first pixel
-        # row or its last, or where the ellipse ends between them.
-        for k in range(0, BLOCK_ROWS, LANES):
-            dy = f32(BLOCK_H) * numbers() + (f32(k * BLOCK_H) + HALF - mean_y)
-            first, last = maximum(dy, -half_h), minimum(dy + f32(BLOCK_H - 1), half_h)
+        r, splat = j * RECORD, np.int64(entry_splats[begin + j]) * RECORD
+        store(batch, r, load(records, splat) - corner)
+        store(batch, r + LANES, load(records, splat + LANES))
+        batch[r + REC_NUMBER] = f32(begin - tile_start + j)
+
+
+@_inline
+def _find_blocks(batch, count, columns, shows):
+    """Which blocks of a tile the first `count` entries of a batch show in.
+
+    Into `shows` [TILE_BLOCKS * BATCH / 32], for each block: a bit for each entry. `columns` [BLOCK_ROWS *
+    BATCH] is for its own use: for a row of blocks and an entry, a bit for each column.
+    """
+    for j in range(0, count, LANES):
+        r = j * RECORD
+        mean_x, mean_y = load_every(batch, r + REC_X, RECORD), load_every(batch, r + REC_Y, RECORD)
+        half2, taper = load_every(batch, r + REC_HALF2, RECORD), load_every(batch, r + REC_TAPER, RECORD)
+        shear, half_h = load_every(batch, r + REC_SHEAR, RECORD), load_every(batch, r + REC_HALF_H, RECORD)
+        for row in range(BLOCK_ROWS):
+            # Both edges of the ellipse bulge outwards: on a row of blocks they reach furthest on its first
+            # pixel row or its last, or where the ellipse ends between them.
+            dy = f32(row * BLOCK_H + 0.5) - mean_y
+            first, last = maximum(dy, ZERO - half_h), minimum(dy + f32(BLOCK_H - 1), half_h)
             width_first = sqrt(maximum(half2 - taper * first * first, ZERO))
             width_last = sqrt(maximum(half2 - taper * last * last, ZERO))
             left = mean_x + minimum(ZERO - shear * first - width_first, ZERO - shear * last - width_last)
             right = mean_x + maximum(width_first - shear * first, width_last - shear * last)
             left = minimum(maximum(left + ALMOST_HALF, ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
             right = minimum(maximum(right + f32(BLOCK_W - 0.5), ZERO), f32(TILE_W)) * f32(1 / BLOCK_W)
-            store_whole(spans, s + 2 + k, left)
-            store_whole(spans, s + 2 + BLOCK_ROWS + k, right)
-
-
-@_inline
-def _stopped(scratch, row):
-    """Whether every pixel of a row of blocks has stopped."""
-    for block in range(row * BLOCK_COLUMNS, (row + 1) * BLOCK_COLUMNS):
-        if any_lane(load(scratch, block * FORWARD) > ZERO):
-            return False
-    return True
-
-
-@_inline
-def _live_rows(scratch, first, last):
-    """Shrinks the range [first, last) of rows of blocks to those where some pixel has not stopped."""
-    while first < last and _stopped(scratch, first):
-        first += 1
-    while first < last and _stopped(scratch, last - 1):
-        last -= 1
-    return first, last
+            right = select(first <= last + ROW_SLACK, right, ZERO)
+            store_ranges(columns, row * BATCH + j, left, right)
+    for block in range(TILE_BLOCKS):
+        for j in range(0, BATCH, 32):
+            i = block // BLOCK_COLUMNS * BATCH + j
+            shows[(block * BATCH + j) // 32] = with_bit(columns, i, block % BLOCK_COLUMNS)
 
 
 @_kernel(
     "void(i8, i8, i8[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[::1])"
+    "f4[::1], f4[::1], f4[::1], f4[::1], i8[::1])"
 )
 def composite_forward(
     start, stop, tile_starts, entry_splats, records, backgrounds, width, height, tiles_x, tiles_y,
-    rgb, alpha, depth, left,
+    rgb, alpha, depth, left, entry_blocks,
 ):  # fmt: skip
     """Composites the tiles start <= tile < stop, front to back.
 
-    Also written, for the backward pass, into `left`: of each block of each tile the final transmittances and,
-    counted from the tile's first entry, the last entries that contributed (-1: none).
+    A batch of entries at a time, and of it block by block: a block's pixels stay in registers while all
+    entries of the batch that show in it pass.
 
-    Vectors of a block: V0 transmittance, negated once the pixel has stopped; V1 ... V4 sums of r, g, b,
-    depth; V5 last entry.
+    Also written, for the backward pass: into `left`, of each block of each tile the final transmittances and,
+    counted from the tile's first entry, the last entries before the pixels stopped (-1: none); and into
+    `entry_blocks`, of each entry, a bit for each block that it may have contributed to.
+
+    Vectors of a block: V0 transmittance, below TRANSMITTANCE_MIN once a pixel has stopped; V1 the last one
+    above; V2 ... V5 sums of r, g, b, depth; V6 the entry of V1.
     """
     scratch = np.empty(TILE_BLOCKS * FORWARD, np.float32)
-    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    batch, shows = np.zeros(BATCH * RECORD, np.float32), np.empty(TILE_BLOCKS * 2, np.uint32)
+    block_columns = np.empty(BLOCK_ROWS * BATCH, np.uint8)
     lane_x, lane_y = _lane_offsets()
     nothing = spread(ZERO)
     for tile in range(start, stop):
@@ -735,90 +790,99 @@ def composite_forward(
             x = lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W)
             y = lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H)
             inside = (x < f32(columns)) & (y < f32(rows))
-            store(scratch, i, select(inside, ONE, -ONE))  # pixels beyond the image have stopped
-            for k in range(V1, V5, LANES):
+            store(scratch, i, select(inside, ONE, ZERO))  # pixels beyond the image have stopped
+            store(scratch, i + V1, nothing + ONE)
+            for k in range(V2, V6, LANES):
                 store(scratch, i + k, nothing)
-            store(scratch, i + V5, nothing - ONE)
+            store(scratch, i + V6, nothing - ONE)
 
-        live_first, live_last = 0, (rows + BLOCK_H - 1) // BLOCK_H
-        begin = tile_starts[tile]
-        for entry in range(begin, tile_starts[tile + 1]):
-            j = (entry - begin) % BATCH
-            if j == 0:
-                end = min(entry + BATCH, tile_starts[tile + 1])
-                _load_batch(records, entry_splats, entry, end, f32(x0), f32(y0), f32(rows), batch, spans)
-            if j % LIVE_CHECK == LIVE_CHECK - 1:
-                live_first, live_last = _live_rows(scratch, live_first, live_last)
-                if live_first == live_last:
-                    break
-            r, s = j * RECORD, j * SPAN
-            mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
-            A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
-            red, green, blue, z = (
-                batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
-            )  # fmt: skip
-            number = spread(f32(entry - begin))
-            for row in range(max(spans[s], live_first), min(spans[s + 1], live_last)):
-                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
-                constant, linear = log_opacity - C * dy * dy, B * dy
-                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
-                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
-                i = (row * BLOCK_COLUMNS + first) * FORWARD
-                for _ in range(first, last):
-                    t = constant - dx * (A * dx + linear)
-                    a = minimum(exp2(maximum(t, F_LOG2_ALPHA_MIN)), F_ALPHA_MAX)
-                    a = select(t >= F_LOG2_ALPHA_MIN, a, ZERO)
-                    T = load(scratch, i)
-                    w = a * T
-                    after = T - w
-                    stops = after < F_T_MIN
-                    w = select(stops, ZERO, w)
-                    store(scratch, i, select(stops, ZERO - absolute(T), after))
-                    store(scratch, i + V1, load(scratch, i + V1) + w * red)
-                    store(scratch, i + V2, load(scratch, i + V2) + w * green)
-                    store(scratch, i + V3, load(scratch, i + V3) + w * blue)
-                    store(scratch, i + V4, load(scratch, i + V4) + w * z)
-                    store(scratch, i + V5, select(w > ZERO, number, load(scratch, i + V5)))
-                    dx = dx + f32(BLOCK_W)
-                    i += FORWARD
+        live = np.int64(-1)  # a bit for each block that still lets light through
+        tile_start, tile_end = tile_starts[tile], tile_starts[tile + 1]
+        for begin in range(tile_start, tile_end, BATCH):
+            end = min(begin + BATCH, tile_end)
+            for entry in range(begin, end):
+                entry_blocks[entry] = 0
+            if live == 0:
+                continue
+            _load_records(records, entry_splats, begin, end, tile_start, f32(x0), f32(y0), batch)
+            _find_blocks(batch, end - begin, block_columns, shows)
+            loaded = np.int64(-1) if end - begin == BATCH else (np.int64(1) << (end - begin)) - 1
+            for block in range(TILE_BLOCKS):
+                row, column = block // BLOCK_COLUMNS, block % BLOCK_COLUMNS
+                waiting = (np.int64(shows[2 * block]) | np.int64(shows[2 * block + 1]) << 32) & loaded
+                if waiting == 0 or (live >> block) & 1 == 0:
+                    continue
+                x, y = lane_x + f32(column * BLOCK_W), lane_y + f32(row * BLOCK_H)
+                i = block * FORWARD
+                T, final, last = load(scratch, i), load(scratch, i + V1), load(scratch, i + V6)
+                sum_r, sum_g = load(scratch, i + V2), load(scratch, i + V3)
+                sum_b, sum_z = load(scratch, i + V4), load(scratch, i + V5)
+                while waiting != 0:
+                    j = lowest_bit(waiting)
+                    waiting &= waiting - 1
+                    r = j * RECORD
+                    dx, dy = x - batch[r + REC_X], y - batch[r + REC_Y]
+                    t = batch[r + REC_LOG_OPACITY] - dx * (batch[r + REC_A] * dx)
+                    t = t - dy * (batch[r + REC_B] * dx + batch[r + REC_C] * dy)
+                    a = select(t >= F_LOG2_ALPHA_MIN, minimum(exp2(t), F_ALPHA_MAX), ZERO)
+                    after = T * (ONE - a)
+                    passes = after >= F_T_MIN
+                    w = select(passes, a * T, ZERO)
+                    T = maximum(after, F_T_STOPPED)
+                    final = select(passes, after, final)
+                    last = select(passes, batch[r + REC_NUMBER], last)
+                    sum_r += w * batch[r + REC_R]
+                    sum_g += w * batch[r + REC_G]
+                    sum_b += w * batch[r + REC_BLUE]
+                    sum_z += w * batch[r + REC_Z]
+                    entry_blocks[begin + j] |= np.int64(1) << block
+                store(scratch, i, T)
+                store(scratch, i + V1, final)
+                store(scratch, i + V2, sum_r)
+                store(scratch, i + V3, sum_g)
+                store(scratch, i + V4, sum_b)
+                store(scratch, i + V5, sum_z)
+                store(scratch, i + V6, last)
+                if not any_lane(T >= F_T_MIN):
+                    live &= ~(np.int64(1) << block)
 
         for block in range(TILE_BLOCKS):
             i, k = block * FORWARD, tile * LEFT + block * 2 * LANES
-            store(left, k, absolute(load(scratch, i)))
-            store(left, k + LANES, load(scratch, i + V5))
+            store(left, k, load(scratch, i + V1))
+            store(left, k + LANES, load(scratch, i + V6))
         red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
         for row in range(rows):
             for column in range(columns):
                 i = _pixel(row, column, FORWARD)
-                y, x = y0 + row, x0 + column
-                T = abs(scratch[i])
-                rgb[v, y, x, 0] = scratch[i + V1] + T * red
-                rgb[v, y, x, 1] = scratch[i + V2] + T * green
-                rgb[v, y, x, 2] = scratch[i + V3] + T * blue
-                depth[v, y, x] = scratch[i + V4]
-                alpha[v, y, x] = ONE - T
+                pixel = (v * height + y0 + row) * width + x0 + column
+                T = read(scratch, i + V1)
+                write(rgb, 3 * pixel, read(scratch, i + V2) + T * red)
+                write(rgb, 3 * pixel + 1, read(scratch, i + V3) + T * green)
+                write(rgb, 3 * pixel + 2, read(scratch, i + V4) + T * blue)
+                write(depth, pixel, read(scratch, i + V5))
+                write(alpha, pixel, ONE - T)
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], i4[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[::1], f4[:,:,:,::1], f4[:,:,::1], f4[:,:,::1], f4[:,::1])"
+    "void(i8, i8, i8[::1], i4[::1], i4[::1], i8[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
+    "f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])"
 )
 def composite_backward(
-    start, stop, tile_starts, entry_splats, entry_pairs, records, backgrounds, width, height, tiles_x,
-    tiles_y, left, v_rgb, v_alpha, v_depth, pair_grads,
+    start, stop, tile_starts, entry_splats, entry_pairs, entry_blocks, records, backgrounds, width, height,
+    tiles_x, tiles_y, left, v_rgb, v_alpha, v_depth, pair_grads,
 ):  # fmt: skip
     """Gradients of every pair (PAIR_GRADS) of the tiles start <= tile < stop, back to front.
 
-    With q_i = c_i . dL/drgb + z_i dL/ddepth, what lies behind entry i adds up to
+    With q_i = c_i . dL/drgb + z_i dL/ddepth, what shows behind entry i is, as if nothing stood before it,
 
-        S_i = sum_{j > i} w_j q_j + T (background . dL/drgb - dL/dalpha)
+        S_i = alpha_{i+1} q_{i+1} + (1 - alpha_{i+1}) S_{i+1},  at last background . dL/drgb - dL/dalpha
 
-    and dL/dalpha_i = T_i q_i - S_i / (1 - alpha_i). T_i comes from the saved T by dividing through 1 - alpha.
+    and dL/dalpha_i = T_i (q_i - S_i). T_i comes from the saved T by dividing through 1 - alpha.
 
-    Vectors of a block: V0 T_i, V1 S_i, V2 ... V5 dL/d(r, g, b, depth), V6 last entry.
+    Vectors of a block: V0 T_i, V1 S_i, V2 ... V5 dL/d(r, g, b, depth), V6 last entry, V7 and V8 x and y.
     """
     scratch = np.empty(TILE_BLOCKS * BACKWARD, np.float32)
-    batch, spans = np.empty(BATCH * RECORD, np.float32), np.empty(BATCH * SPAN, np.int32)
+    batch = np.empty(BATCH * RECORD, np.float32)
     lane_x, lane_y = _lane_offsets()
     nothing = spread(ZERO)
     for tile in range(start, stop):
@@ -830,116 +894,110 @@ def composite_backward(
         for row in range(rows):
             for column in range(columns):
                 i = _pixel(row, column, BACKWARD)
-                y, x = y0 + row, x0 + column
-                scratch[i + V1] = -v_alpha[v, y, x]
-                scratch[i + V2] = v_rgb[v, y, x, 0]
-                scratch[i + V3] = v_rgb[v, y, x, 1]
-                scratch[i + V4] = v_rgb[v, y, x, 2]
-                scratch[i + V5] = v_depth[v, y, x]
+                pixel = (v * height + y0 + row) * width + x0 + column
+                write(scratch, i + V1, -read(v_alpha, pixel))
+                write(scratch, i + V2, read(v_rgb, 3 * pixel))
+                write(scratch, i + V3, read(v_rgb, 3 * pixel + 1))
+                write(scratch, i + V4, read(v_rgb, 3 * pixel + 2))
+                write(scratch, i + V5, read(v_depth, pixel))
         red, green, blue = backgrounds[v, 0], backgrounds[v, 1], backgrounds[v, 2]
-        furthest = nothing - ONE
         for block in range(TILE_BLOCKS):
             i, k = block * BACKWARD, tile * LEFT + block * 2 * LANES
-            T, last_entry = load(left, k), load(left, k + LANES)
             behind = red * load(scratch, i + V2) + green * load(scratch, i + V3)
             behind = behind + blue * load(scratch, i + V4) + load(scratch, i + V1)
-            store(scratch, i, T)
-            store(scratch, i + V1, T * behind)
-            store(scratch, i + V6, last_entry)
-            furthest = maximum(furthest, last_entry)
+            store(scratch, i, load(left, k))
+            store(scratch, i + V1, behind)
+            store(scratch, i + V6, load(left, k + LANES))
+            store(scratch, i + V7, lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W))
+            store(scratch, i + V8, lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H))
 
         begin = tile_starts[tile]
-        beyond = begin + np.int64(largest(furthest)) + 1
-        for entry in range(beyond, tile_starts[tile + 1]):
-            for k in range(PAIR_GRADS):
-                pair_grads[entry_pairs[entry], k] = ZERO
-        for entry in range(beyond - 1, begin - 1, -1):
+        for entry in range(tile_starts[tile + 1] - 1, begin - 1, -1):
             j = (entry - begin) % BATCH
-            if j == BATCH - 1 or entry == beyond - 1:
-                _load_batch(
-                    records, entry_splats, entry - j, entry + 1, f32(x0), f32(y0), f32(rows), batch, spans
-                )
-            r, s = j * RECORD, j * SPAN
+            if j == BATCH - 1 or entry == tile_starts[tile + 1] - 1:
+                _load_records(records, entry_splats, entry - j, entry + 1, begin, f32(x0), f32(y0), batch)
+            r = j * RECORD
             mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
             A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
             red, green, blue, z = (
                 batch[r + REC_R], batch[r + REC_G], batch[r + REC_BLUE], batch[r + REC_Z]
             )  # fmt: skip
-            number = spread(f32(entry - begin))
+            number = spread(batch[r + REC_NUMBER])
             g_1, g_x, g_y, g_xx, g_xy, g_yy = nothing, nothing, nothing, nothing, nothing, nothing
             g_red, g_green, g_blue, g_z = nothing, nothing, nothing, nothing
-            for row in range(spans[s], spans[s + 1]):
-                dy = lane_y + (f32(row * BLOCK_H) - mean_y)
-                constant, linear = log_opacity - C * dy * dy, B * dy
-                first, last = spans[s + 2 + row], spans[s + 2 + BLOCK_ROWS + row]
-                dx = lane_x + (f32(first * BLOCK_W) - mean_x)
-                i = (row * BLOCK_COLUMNS + first) * BACKWARD
-                for _ in range(first, last):
-                    t = constant - dx * (A * dx + linear)
-                    counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
-                    raw = select(counts, exp2(maximum(t, F_LOG2_ALPHA_MIN)), ZERO)
-                    a = minimum(raw, F_ALPHA_MAX)
-                    inverse = ONE / (ONE - a)
-                    v_r, v_g = load(scratch, i + V2), load(scratch, i + V3)
-                    v_b, v_z = load(scratch, i + V4), load(scratch, i + V5)
-                    q = red * v_r + green * v_g + blue * v_b + z * v_z
-                    T, S = load(scratch, i) * inverse, load(scratch, i + V1)
-                    w = a * T
-                    g = raw * (T * q - S * inverse)
-                    g = select(raw < F_ALPHA_MAX, g, ZERO)  # at the cap alpha is constant
-                    store(scratch, i, T)
-                    store(scratch, i + V1, S + w * q)
-                    g_dx, g_dy = g * dx, g * dy
-                    g_1 += g
-                    g_x += g_dx
-                    g_y += g_dy
-                    g_xx += g_dx * dx
-                    g_xy += g_dx * dy
-                    g_yy += g_dy * dy
-                    g_red += w * v_r
-                    g_green += w * v_g
-                    g_blue += w * v_b
-                    g_z += w * v_z
-                    dx = dx + f32(BLOCK_W)
-                    i += BACKWARD
-            p = entry_pairs[entry]
-            pair_grads[p, 0], pair_grads[p, 1], pair_grads[p, 2] = total(g_1), total(g_x), total(g_y)
-            pair_grads[p, 3], pair_grads[p, 4], pair_grads[p, 5] = total(g_xx), total(g_xy), total(g_yy)
-            pair_grads[p, 6], pair_grads[p, 7] = total(g_red), total(g_green)
-            pair_grads[p, 8], pair_grads[p, 9] = total(g_blue), total(g_z)
+            waiting = entry_blocks[entry]
+            while waiting != 0:
+                i = lowest_bit(waiting) * BACKWARD
+                waiting &= waiting - 1
+                dx, dy = load(scratch, i + V7) - mean_x, load(scratch, i + V8) - mean_y
+                t = log_opacity - dx * (A * dx) - dy * (B * dx + C * dy)
+                counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
+                raw = select(counts, exp2(t), ZERO)
+                a = minimum(raw, F_ALPHA_MAX)
+                v_r, v_g = load(scratch, i + V2), load(scratch, i + V3)
+                v_b, v_z = load(scratch, i + V4), load(scratch, i + V5)
+                T, behind = load(scratch, i) / (ONE - a), load(scratch, i + V1)
+                contrast = red * v_r + green * v_g + blue * v_b + z * v_z - behind
+                store(scratch, i, T)
+                store(scratch, i + V1, behind + a * contrast)
+                w = a * T
+                g = select(raw < F_ALPHA_MAX, w * contrast, ZERO)  # at the cap alpha is constant
+                g_dx, g_dy = g * dx, g * dy
+                g_1 += g
+                g_x += g_dx
+                g_y += g_dy
+                g_xx += g_dx * dx
+                g_xy += g_dx * dy
+                g_yy += g_dy * dy
+                g_red += w * v_r
+                g_green += w * v_g
+                g_blue += w * v_b
+                g_z += w * v_z
+            p = entry_pairs[entry] * PAIR_GRADS
+            store(pair_grads, p, totals(g_1, g_x, g_y, g_xx, g_xy, g_yy, g_red, g_green))
+            pair_grads[p + 8], pair_grads[p + 9] = total(g_blue), total(g_z)
 
 
-@_kernel(
-    "void(i8, i8, i8[::1], f4[:,::1], f4[:,:,::1], f4[::1],"
-    "f4[:,:,::1], f4[:,::1], f4[:,:,::1], f4[::1], f4[:,:,::1])"
-)
+@_kernel("void(i8, i8, i8[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])")
 def reduce_pairs(
     start, stop, pair_offsets, pair_grads, conics, opacities,
     v_means2d, v_depths, v_conics, v_opacities, v_colors,
 ):  # fmt: skip
-    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order."""
-    count = opacities.shape[0]
-    sums = np.empty(PAIR_GRADS)
-    for n in range(start, stop):
-        v_opacity = 0.0
-        for v in range(v_colors.shape[0]):
-            v_colors[v, n, 0], v_colors[v, n, 1], v_colors[v, n, 2] = ZERO, ZERO, ZERO
-        for v in range(conics.shape[0]):
-            sums[:] = 0.0
-            splat = v * count + n
-            for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
-                for j in range(PAIR_GRADS):
-                    sums[j] += pair_grads[pair, j]
-            a, b, c = conics[v, n, 0], conics[v, n, 1], conics[v, n, 2]
-            v_means2d[v, n, 0] = a * sums[1] + b * sums[2]
-            v_means2d[v, n, 1] = b * sums[1] + c * sums[2]
-            v_conics[v, n, 0] = -0.5 * sums[3]
-            v_conics[v, n, 1] = -sums[4]
-            v_conics[v, n, 2] = -0.5 * sums[5]
-            v_depths[v, n] = sums[9]
-            v_opacity += sums[0]
-            seen = min(v, v_colors.shape[0] - 1)
-            v_colors[seen, n, 0] += sums[6]
-            v_colors[seen, n, 1] += sums[7]
-            v_colors[seen, n, 2] += sums[8]
-        v_opacities[n] = v_opacity / opacities[n] if opacities[n] > ZERO else 0.0
+    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order. All arrays are flat."""
+    count, end = len(opacities), stop - 1
+    views, own_colors = len(v_depths) // max(count, 1), len(v_colors) // 3 // max(count, 1)
+    sums, row, last = np.zeros(LANES * 2 * LANES, np.float32), np.int64(2 * LANES), np.int64(LANES - 1)
+    rest = PAIR_GRADS - LANES
+    nothing = spread(0.0)
+    for n in range(start, stop, LANES):
+        v_opacity, v_red, v_green, v_blue = nothing, nothing, nothing, nothing
+        for v in range(views):
+            g, own = v * count, min(v, own_colors - 1) * count
+            for lane in range(LANES):
+                splat = g + min(n + lane, end)
+                first, second = spread(ZERO), spread(ZERO)
+                for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
+                    first += load(pair_grads, pair * PAIR_GRADS)
+                    second += load(pair_grads, pair * PAIR_GRADS + rest)  # the last LANES
+                store(sums, lane * row, first)
+                store(sums, lane * row + rest, second)
+            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
+            c = gather(conics, n, end, 3, 3 * g + 2)
+            along_x, along_y = gather(sums, 0, last, row, 1), gather(sums, 0, last, row, 2)
+            scatter(v_means2d, n, end, 2, 2 * g, a * along_x + b * along_y)
+            scatter(v_means2d, n, end, 2, 2 * g + 1, b * along_x + c * along_y)
+            scatter(v_conics, n, end, 3, 3 * g, -0.5 * gather(sums, 0, last, row, 3))
+            scatter(v_conics, n, end, 3, 3 * g + 1, -gather(sums, 0, last, row, 4))
+            scatter(v_conics, n, end, 3, 3 * g + 2, -0.5 * gather(sums, 0, last, row, 5))
+            scatter(v_depths, n, end, 1, g, gather(sums, 0, last, row, 9))
+            v_opacity += gather(sums, 0, last, row, 0)
+            if v < own_colors:
+                v_red, v_green, v_blue = nothing, nothing, nothing
+            v_red += gather(sums, 0, last, row, 6)
+            v_green += gather(sums, 0, last, row, 7)
+            v_blue += gather(sums, 0, last, row, 8)
+            scatter(v_colors, n, end, 3, 3 * own, v_red)
+            scatter(v_colors, n, end, 3, 3 * own + 1, v_green)
+            scatter(v_colors, n, end, 3, 3 * own + 2, v_blue)
+        opacity = gather(opacities, n, end, 1, 0)
+        scatter(v_opacities, n, end, 1, 0, select(opacity > 0.0, v_opacity / opacity, 0.0))

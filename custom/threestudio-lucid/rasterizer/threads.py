@@ -6,42 +6,46 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+_jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what the helpers are asked to join in
+_helpers = 0
 _lock = threading.Lock()
 
 
-def _forget_pool() -> None:
-    """A forked child inherits the pool but none of its threads."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+def _forget_helpers() -> None:
+    """A forked child inherits none of the threads."""
+    global _jobs, _helpers, _lock
+    _jobs, _helpers, _lock = SimpleQueue(), 0, threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
-def _workers(count: int) -> ThreadPoolExecutor:
-    """The pool, grown to at least `count` threads."""
-    global _pool, _pool_size
+def _help(jobs: SimpleQueue[Callable[[], None]]) -> None:
+    """The life of a helper."""
+    while True:
+        jobs.get()()
+
+
+def _want_helpers(count: int) -> None:
+    """Sees to it that there are at least `count`."""
+    global _helpers
     with _lock:
-        if _pool is None or _pool_size < count:
-            if _pool is not None:
-                _pool.shutdown(wait=False)
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="rasterizer"), count
-        return _pool
+        for _ in range(_helpers, count):
+            threading.Thread(target=_help, args=(_jobs,), name="rasterizer", daemon=True).start()
+        _helpers = max(_helpers, count)
 
 
 def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1, grain: int = 1) -> None:
     """Calls `kernel(start, stop, *args)` on consecutive ranges that together cover range(items).
 
     The kernel must release the interpreter lock and its items must be independent of each other. Ranges are
-    handed out as threads become free. As many threads as torch uses (`torch.set_num_threads`), the calling
-    one among them.
+    handed out as threads become free; one that gets no processor in time, because other threads spin, is not
+    waited for. As many threads as torch uses (`torch.set_num_threads`), the calling one among them.
 
     Args:
         pieces: ranges per thread; more even out items of unequal cost, each costs some 10 microseconds.
@@ -52,15 +56,22 @@ def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1,
     if ranges == 1:
         kernel(0, items, *args)
         return
-    numbers = itertools.count()
+    numbers, ended = itertools.count(), SimpleQueue()
 
     def work() -> None:
         while (i := next(numbers)) < ranges:
-            kernel(items * i // ranges, items * (i + 1) // ranges, *args)
+            error = None
+            try:
+                kernel(items * i // ranges, items * (i + 1) // ranges, *args)
+            except BaseException as caught:
+                error = caught
+            ended.put(error)
 
-    helpers = [_workers(threads - 1).submit(work) for _ in range(min(threads, ranges) - 1)]
-    try:
-        work()
-    finally:
-        for helper in helpers:
-            helper.result()
+    helpers = min(threads, ranges) - 1
+    _want_helpers(helpers)
+    for _ in range(helpers):
+        _jobs.put(work)
+    work()
+    errors = [ended.get() for _ in range(ranges)]
+    for error in filter(None, errors):
+        raise error
