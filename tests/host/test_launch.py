@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import threestudio
+from launch import spin_briefly
 
 TINY = '''
 """A system of four numbers."""
@@ -366,3 +367,20 @@ def test_another_optimizer_cannot_take_over(launch, capfd):
     assert launch("--config", "tiny.yaml", "--train", "tag=b", resume, *other) == 2
     assert "another optimizer" in capfd.readouterr().err
     assert not list(Path("outputs/tiny").glob("b@*"))
+
+
+def test_threads_wait_briefly_unless_told_otherwise(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    spin_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is taken back after the test
+    del os.environ["GOMP_SPINCOUNT"]
+    spin_briefly()
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0

@@ -33,17 +33,7 @@ import numpy as np
 from numba import njit
 
 from ..compiled import cached
-from .constants import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    FOV_MARGIN,
-    SH_C0,
-    SH_C1,
-    SH_C2,
-    SH_C3,
-    TRANSMITTANCE_MIN,
-)
-from .simd import (
+from ..simd import (
     LANES,
     any_lane,
     exp2,
@@ -66,6 +56,16 @@ from .simd import (
     totals,
     with_bit,
     write,
+)
+from .constants import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    FOV_MARGIN,
+    SH_C0,
+    SH_C1,
+    SH_C2,
+    SH_C3,
+    TRANSMITTANCE_MIN,
 )
 
 f32, f64, u32 = np.float32, np.float64, np.uint32

@@ -10,8 +10,10 @@ import pytest
 from numba import njit
 from numba.core.errors import TypingError
 
-from threestudio_lucid.rasterizer import kernels, simd
-from threestudio_lucid.rasterizer.simd import LANES
+from threestudio_lucid import simd
+from threestudio_lucid.guidance import norms
+from threestudio_lucid.rasterizer import constants, kernels
+from threestudio_lucid.simd import LANES
 
 f32 = np.float32
 
@@ -137,8 +139,8 @@ def test_only_flat_float32_arrays_are_loaded(array):
         first(array)
 
 
-def test_the_kernels_say_what_is_compiled_into_them():
-    folder = Path(kernels.__file__).parent
-    text = "".join((folder / name).read_text() for name in ("constants.py", "simd.py"))
+@pytest.mark.parametrize("module,parts", [(kernels, (constants, simd)), (norms, (simd,))])
+def test_kernels_say_what_is_compiled_into_them(module, parts):
+    text = "".join(Path(part.__file__).read_text() for part in parts)
     now = hashlib.sha1(text.encode()).hexdigest()[:12]
-    assert now == kernels.COMPILED_IN, f'write COMPILED_IN = "{now}" in kernels.py, or old kernels are kept'
+    assert now == module.COMPILED_IN, f'write COMPILED_IN = "{now}" in {module.__file__}, or old code is kept'
