@@ -231,11 +231,8 @@ def get_rays(
         rotation, origin = c2w[:, :3, :3], c2w[:, :3, 3]
     else:
         rotation, origin = c2w[:, None, None, :3, :3], c2w[:, None, None, :3, 3]
-    if directions.ndim == 4:  # one product for each picture
-        rays_d = directions.flatten(1, 2) @ c2w[..., :3, :3].mT
-        rays_d = rays_d.unflatten(1, directions.shape[1:3])
-    else:
-        rays_d = (directions[..., None, :] * rotation).sum(dim=-1)
+    x, y, z = directions.split(1, dim=-1)  # not a matrix product, which may round to fewer digits
+    rays_d = x * rotation[..., 0] + y * rotation[..., 1] + z * rotation[..., 2]
     rays_o = origin.expand(rays_d.shape)
     if noise_scale > 0:
         rays_o = rays_o + torch.randn(3, device=rays_o.device) * noise_scale
