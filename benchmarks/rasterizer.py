@@ -6,8 +6,8 @@
 
 A pair is a pixel and a Gaussian whose alpha there is at least 1/255: what has to be computed, whoever
 computes it (compositing may stop before the last ones). The roofline is the same arithmetic, exp and
-blending, in a tight loop over pixels in the L1 cache, with no tiles, windows or sorting around it. All
-numbers of a table come from one run; times are medians.
+blending, in a tight loop with everything in registers, with no tiles, windows or sorting around it. All
+numbers of a table come from one run; times are medians, those of single kernels of one pass.
 """
 
 from __future__ import annotations
@@ -54,30 +54,28 @@ def _compiled(signature: str) -> Callable:
 
 
 @_compiled("void(i8, i8, i8, f4[:,::1])")
-def _tight_loop(start, stop, repeats, scratch):
-    """The forward pass's innermost loop and nothing else, on one tile that stays in the cache."""
-    step = f32(kernels.BLOCK_W)
+def _tight_loop(start, stop, batches, out):
+    """The forward pass's innermost loop and nothing else: a block in registers, entries out of thin air."""
+    step = f32(0.25)
     for piece in range(start, stop):
-        tile = scratch[piece]
-        for repeat in range(repeats):
-            dx = simd.spread(f32(-16 - repeat % 3))
-            for block in range(kernels.TILE_BLOCKS):
-                i = block * kernels.FORWARD
-                t = f32(-7.5) - dx * (f32(1e-4) * dx + f32(1e-4))
-                a = simd.exp2(simd.maximum(t, kernels.F_LOG2_ALPHA_MIN))
-                a = simd.minimum(a, kernels.F_ALPHA_MAX)
+        T, nothing = simd.spread(f32(1)), simd.spread(f32(0))
+        sum_r, sum_g, sum_b, sum_z = nothing, nothing, nothing, nothing
+        dy = simd.numbers()
+        for _ in range(batches):
+            dx = simd.numbers() - f32(12)
+            for _ in range(kernels.BATCH):
+                t = f32(-6) - dx * (f32(1e-2) * dx) - dy * (f32(1e-3) * dx + f32(1e-3) * dy)
+                a = simd.minimum(simd.exp2(t), kernels.F_ALPHA_MAX)
                 a = simd.select(t >= kernels.F_LOG2_ALPHA_MIN, a, f32(0))
-                T = simd.load(tile, i)
-                w = a * T
-                after = T - w
-                stops = after < kernels.F_T_MIN
-                w = simd.select(stops, f32(0), w)
-                simd.store(tile, i, simd.select(stops, f32(0) - simd.absolute(T), after))
-                simd.store(tile, i + kernels.V1, simd.load(tile, i + kernels.V1) + w * f32(0.5))
-                simd.store(tile, i + kernels.V2, simd.load(tile, i + kernels.V2) + w * f32(0.4))
-                simd.store(tile, i + kernels.V3, simd.load(tile, i + kernels.V3) + w * f32(0.3))
-                simd.store(tile, i + kernels.V4, simd.load(tile, i + kernels.V4) + w * f32(0.2))
+                after = T * (f32(1) - a)
+                w = simd.select(after >= kernels.F_T_MIN, a * T, f32(0))
+                T = simd.maximum(after, kernels.F_T_STOPPED)
+                sum_r += w * f32(0.5)
+                sum_g += w * f32(0.4)
+                sum_b += w * f32(0.3)
+                sum_z += w * f32(0.2)
                 dx = dx + step
+        simd.store(out[piece], 0, sum_r + sum_g + sum_b + sum_z + T)
 
 
 @_compiled("void(i8, i8, f4[:,::1], f4[:,::1], f4[::1], i8, i8, i8[::1])")
@@ -236,12 +234,12 @@ def stages() -> Iterator[dict[str, float]]:
         threads.run = run
 
 
-def roofline(repeats: int = 4000) -> float:
+def roofline(batches: int = 4000) -> float:
     """Exp-and-blend steps per second, all threads."""
     count = torch.get_num_threads()
-    scratch = np.ones((count, kernels.TILE_BLOCKS * kernels.FORWARD), np.float32)
-    seconds = median_time(lambda: threads.run(_tight_loop, count, repeats, scratch), 0.5)
-    return count * repeats * kernels.TILE_BLOCKS * kernels.LANES / seconds
+    out = np.empty((count, kernels.LANES), np.float32)
+    seconds = median_time(lambda: threads.run(_tight_loop, count, batches, out), 0.5)
+    return count * batches * kernels.BATCH * kernels.LANES / seconds
 
 
 def measure(shapes: list[tuple[int, int, int, float]], seconds: float) -> list[dict]:

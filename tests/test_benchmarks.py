@@ -42,7 +42,7 @@ def test_pairs_are_those_of_the_formula():
 def test_the_rasterizers_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SHORT", [TINY])
     monkeypatch.setattr(benchmark, "REFERENCE_SHORT", TINY)
-    monkeypatch.setattr(benchmark, "roofline", lambda whole=benchmark.roofline: whole(repeats=1))
+    monkeypatch.setattr(benchmark, "roofline", lambda whole=benchmark.roofline: whole(batches=1))
     whole = benchmark.median_time
     monkeypatch.setattr(benchmark, "median_time", lambda call, seconds, least=3: whole(call, 0.0, 1))
     monkeypatch.setattr("sys.argv", ["rasterizer", "--out", str(tmp_path / "table.json")])

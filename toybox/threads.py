@@ -2,7 +2,7 @@
 
 Where other programs share the cores, a thread that spins at a barrier takes the time that the thread it waits
 for needs: training beside two busy processes was five times slower with libgomp's default. On an idle machine
-it makes no difference.
+training, whose operators are large, takes the same time; small ones would take longer (see `launch.py`).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Vectors of LANES numbers for numba: what a kernel says in them becomes one machine instruction each.
+"""Vectors of LANES numbers for numba: what a kernel says in them becomes a few machine instructions.
 
 LLVM turns plain loops into vector code too, where it sees that it may, which differs from processor to
 processor and from one line to the next. With these types there is nothing to see. Of float32:
@@ -11,7 +11,7 @@ processor and from one line to the next. With these types there is nothing to se
     v < w, v <= w, v > w, v >= w     masks; m & n of two of them
     select(mask, v, w)               v where the mask is set, else w
     numbers()                        0, 1, ... LANES - 1
-    minimum(v, w), maximum(v, w), sqrt(v), absolute(v), floor(v), exp2(v), spread(x)
+    minimum(v, w), maximum(v, w), sqrt(v), floor(v), exp2(v), spread(x)
     total(v), any_lane(mask)
     totals(v0, ... v7)               a vector of the totals
     load_every(array, i, step)       array[i], array[i + step], ...
@@ -20,13 +20,13 @@ processor and from one line to the next. With these types there is nothing to se
     lowest_bit(n)                    the number of the lowest bit set in a 64-bit integer
 
 And of float64, for arithmetic that needs the digits, with float64 numbers beside them: operators, select,
-minimum, maximum, sqrt, absolute, floor, spread. They come from float32 arrays [., step], of whose rows they
+minimum, maximum, sqrt, floor, spread. They come from float32 arrays [., step], of whose rows they
 hold one column, and go back there; lanes beyond the last row repeat it:
 
     d = gather(array, row, last_row, step, i)        array[step * row + i], array[step * (row + 1) + i], ...
     scatter(array, row, last_row, step, i, d)        rounded towards zero if the array holds int32
 
-select, minimum, maximum, sqrt, absolute and floor of plain numbers do the same, so that one formula can serve
+select, minimum, maximum, sqrt and floor of plain numbers do the same, so that one formula can serve
 for both.
 
 On a processor with shorter registers LLVM splits a vector in two or four.
@@ -183,7 +183,8 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
         builder.store(args[2], address, align=4)
         return context.get_dummy_value()
 
-    return (types.void(array, index, vector), lower) if _is_flat(array, types.float32) else None
+    fits = _is_flat(array, types.float32) and vector == floats
+    return (types.void(array, index, vector), lower) if fits else None
 
 
 @intrinsic
@@ -310,7 +311,9 @@ def scatter(typing: Any, array: Any, row: Any, last_row: Any, step: Any, offset:
 @intrinsic
 def spread(typing: Any, x: Any) -> Any:
     """A number in all lanes."""
-    vector = {number: vector for vector, number in _NUMBERS.items()}[x]
+    vector = {number: vector for vector, number in _NUMBERS.items()}.get(x)
+    if vector is None:
+        return None
     return vector(x), lambda context, builder, sig, args: _spread(builder, args[0], vector.kind)
 
 
@@ -352,7 +355,6 @@ def _unary(name: str, doc: str) -> Any:
 
 
 sqrt = _unary("llvm.sqrt", "The square root of each lane.")
-absolute = _unary("llvm.fabs", "Each lane without its sign.")
 floor = _unary("llvm.floor", "Each lane rounded down.")
 
 

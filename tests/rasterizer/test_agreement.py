@@ -15,6 +15,8 @@ from splat_scenes import (
     scales_of_each_view,
 )
 
+from threestudio_lucid.rasterizer.kernels import BATCH
+
 
 def _needles():
     """Long and thin, at all angles: ellipses much tighter than their boxes."""
@@ -59,6 +61,11 @@ def _wide_angle():
     return scene
 
 
+def _of_one_tile(num: int):
+    """So many Gaussians on a picture of one tile, all faint, so that all of them show."""
+    return random_scene(num, 1, 32, 16, seed=14, spread=0.2, scale=(0.1, 0.3), opacity=(0.01, 0.05))
+
+
 SCENES = {
     "ordinary": random_scene,
     "needles": _needles,
@@ -71,6 +78,10 @@ SCENES = {
     "sh 1": lambda: random_scene(80, seed=9, sh_degree=1),
     "sh 2": lambda: random_scene(80, seed=10, sh_degree=2),
     "sh 3": lambda: random_scene(80, seed=11, sh_degree=3),
+    "tall": lambda: random_scene(40, 1, 70, 150, seed=13, scale=(0.02, 0.6)),
+    "one less than a batch": lambda: _of_one_tile(BATCH - 1),
+    "a batch": lambda: _of_one_tile(BATCH),
+    "one more than a batch": lambda: _of_one_tile(BATCH + 1),
     "scales of each view": lambda: scales_of_each_view(views=3, seed=12),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -49,13 +51,69 @@ def test_an_error_is_raised_once_all_have_ended():
     assert (seen == 1).all()
 
 
+def test_helpers_that_do_not_come_are_not_waited_for():
+    threads.run(_mark, 6, np.zeros(6, int))
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    def keep_busy():
+        begun.release()
+        may_end.wait()
+
+    try:
+        for _ in range(threads._helpers):
+            threads._jobs.put(keep_busy)
+        for _ in range(threads._helpers):
+            begun.acquire()
+        kept = np.zeros(100, int)
+        reference = weakref.ref(kept)
+        threads.run(_mark, 100, kept, pieces=4)
+        assert (kept == 1).all()
+        del kept
+        assert reference() is None  # though jobs are still waiting for the helpers
+    finally:
+        may_end.set()
+
+
+def test_calls_within_calls_and_from_several_threads():
+    seen = np.zeros((40, 30), int)
+
+    def rows(start, stop):
+        for row in range(start, stop):
+            threads.run(_mark, 30, seen[row], pieces=2)
+
+    callers = [
+        threading.Thread(target=threads.run, args=(lambda a, b, k=k: rows(10 * k + a, 10 * k + b), 10))
+        for k in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert (seen == 1).all()
+
+
+def test_without_new_threads_the_caller_works_alone(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    torch.set_num_threads(threads._helpers + 5)
+    seen = np.zeros(100, int)
+    threads.run(_mark, 100, seen)
+    assert (seen == 1).all()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_child_starts_helpers_of_its_own():
     threads.run(_mark, 6, np.zeros(6, int))
     child = os.fork()
     if child == 0:
-        seen = np.zeros(6, int)
-        threads.run(_mark, 6, seen)
-        os._exit(0 if (seen == 1).all() and threads._helpers == 2 else 1)
+        code = 1
+        try:
+            seen = np.zeros(6, int)
+            threads.run(_mark, 6, seen)
+            code = 0 if (seen == 1).all() and threads._helpers == 2 else 1
+        finally:
+            os._exit(code)  # whatever happens, no second session of tests
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,11 +1,12 @@
 """The CPU back end: compiled by numba, threaded, with hand-written gradients.
 
-Arithmetic is float32 (float64 within the projection); tensors of another dtype or on another device are
-brought here and their results back. Results and gradients are bit-identical from run to run and for any
-number of threads: nothing is summed in an order that depends on timing. The depth's gradient reaches the
-Gaussians' own z as well as their weights (LucidDreamer's CUDA rasterizer leaves the former out).
+Arithmetic is float32 (float64 within the projection and where splats are assigned to tiles); tensors of
+another dtype or on another device are brought here and their results back. Results and gradients are
+bit-identical from run to run and for any number of threads: nothing is summed in an order that depends on
+timing. The depth's gradient reaches the Gaussians' own z as well as their weights (LucidDreamer's CUDA
+rasterizer leaves the former out).
 
-The kernels are compiled at the first call (about 20 s on one core) and cached on disk: beside them where that
+The kernels are compiled at the first call (about 10 s on one core) and cached on disk: beside them where that
 folder can be written to, else in the user's cache folder, else not at all. `NUMBA_CACHE_DIR` overrides this.
 """
 
@@ -27,8 +28,9 @@ from .constants import SH_C0
 
 logger = logging.getLogger(__name__)
 
-GAUSSIANS_AT_LEAST = 512  # per thread and kernel call: below, starting a thread costs more than it saves
-TILES_AT_LEAST = 8  # the same
+# In a range of work: with less, handing it to another thread costs more than it saves.
+GAUSSIANS_AT_LEAST = 512
+ENTRIES_AT_LEAST = 512
 MAX_PAIRS = 2**31 - 1
 
 
@@ -36,7 +38,7 @@ MAX_PAIRS = 2**31 - 1
 def _kernels() -> ModuleType:
     """The compiled kernels. Imported on first use: numba is slow to import and slower to compile."""
     began = time.perf_counter()
-    logger.info("Loading the CPU rasterizer; the first time on a machine it is compiled (about 20 s).")
+    logger.info("Loading the CPU rasterizer; the first time on a machine it is compiled (about 10 s).")
     from . import kernels
 
     logger.info("CPU rasterizer ready after %.1f s.", time.perf_counter() - began)
@@ -211,6 +213,11 @@ class _Bins:
         return len(self.tile_starts) - 1
 
     @property
+    def grain(self) -> int:
+        """Tiles that are worth a range of their own."""
+        return max(1, ENTRIES_AT_LEAST * self.num_tiles // max(self.num_pairs, 1))
+
+    @property
     def num_pairs(self) -> int:
         return len(self.entry_splats)
 
@@ -239,7 +246,7 @@ class _Composite(torch.autograd.Function):
             kernels.composite_forward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,
             *(array.reshape(-1) for array in (rgb, alpha, depth)), left, entry_blocks, pieces=8,
-            grain=TILES_AT_LEAST,
+            grain=bins.grain,
         )  # fmt: skip
         outputs = _tensors(means2d, rgb, alpha, depth)
         ctx.save_for_backward(conics, opacities, backgrounds, outputs[1])
@@ -261,7 +268,7 @@ class _Composite(torch.autograd.Function):
             kernels.composite_backward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.entry_pairs, ctx.entry_blocks, bins.records,
             backgrounds, *bins.shape, ctx.left, *(array.reshape(-1) for array in cotangents), pair_grads,
-            pieces=8, grain=TILES_AT_LEAST,
+            pieces=8, grain=bins.grain,
         )  # fmt: skip
         views, count, _ = conics.shape
         grads = (

@@ -1,8 +1,9 @@
 """The compiled kernels of the CPU back end. Importing this module compiles them or loads them from a cache.
 
-Every kernel works on a range [start, stop) of independent items and writes nothing that another item reads,
-so `threads.run` may split the range over threads in any way: results are bit-identical for any number of
-threads.
+Every kernel with `start` and `stop` works on that range of independent items and writes nothing that another
+item reads, so `threads.run` may split the range over threads in any way: results are bit-identical for any
+number of threads. Where vectors hold LANES rows of a range, lanes beyond its last row repeat that row, and so
+write the same value to the same place once more.
 
 Notation (with that of projection.py):
     B views, N Gaussians, a splat g = view * N + Gaussian
@@ -18,11 +19,12 @@ An ellipse alpha >= 1/255 is kept in sheared coordinates: on the pixel row at dy
 centre mean_x - shear dy and the half-width sqrt(half_width^2 - taper dy^2).
 
 What makes it fast: the innermost loops handle a block of LANES pixels at a time, in vectors and without
-branches (see simd.py); only the blocks that an ellipse touches are looked at, which are the bits of an
-integer, so that one loop runs over them and ends where the processor can tell early; the forward pass keeps a
-block's pixels in registers, the backward pass a splat's gradients. Inside of loops an array is indexed with
-all its indices and never cut into views, because numba counts references to every view, with an atomic
-instruction.
+branches (see simd.py). The forward pass takes a batch of entries block by block, keeps the block's pixels in
+registers, and reads from the bits of an integer which entries show there; the backward pass takes entry by
+entry, keeps its gradients in registers, and reads from bits which blocks it showed in. So only blocks that an
+ellipse touches are looked at, in loops whose end the processor can tell early. Inside of loops an array is
+indexed with all its indices and never cut into views, because numba counts references to every view, with an
+atomic instruction.
 """
 
 from __future__ import annotations
@@ -74,13 +76,14 @@ TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
 BLOCK_COLUMNS, BLOCK_ROWS = TILE_W // BLOCK_W, TILE_H // BLOCK_H
 TILE_BLOCKS = BLOCK_COLUMNS * BLOCK_ROWS
-assert TILE_BLOCKS == 64 and BLOCK_COLUMNS == 8  # the bits of an integer, of a byte
 BATCH = 64  # entries of a tile that are made ready at a time
+assert TILE_BLOCKS == BATCH == 64 and BLOCK_COLUMNS == 8  # the bits of an integer, of a byte
+assert BLOCK_H == 2  # `_find_blocks` looks at the first and the last row of a block
 
 REC_X, REC_Y, REC_A, REC_B, REC_C, REC_LOG_OPACITY = range(6)
 REC_R, REC_G, REC_BLUE, REC_Z = range(6, 10)
 REC_SHEAR, REC_HALF2, REC_TAPER, REC_HALF_H = range(10, 14)
-REC_NUMBER = 14  # of an entry in its tile, for compositing
+REC_NUMBER = 14  # of an entry in its tile, for compositing; exact up to 2^24
 RECORD = 16
 NOTED_ROWS = 4  # of tiles, whose columns `make_records` notes for `fill_tiles`
 TOUCHED = 2 + 2 * NOTED_ROWS
@@ -112,7 +115,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "0ab68f2dff0a"
+COMPILED_IN = "1adf5dba93e8"
 
 
 def _kernel(signature: str):
@@ -121,7 +124,7 @@ def _kernel(signature: str):
 
 
 _inline = njit(fastmath=FAST_MATH, error_model="numpy")
-# What two kernels compute and must agree on to the last bit.
+# What two kernels compute from plain numbers and must agree on to the last bit: `_columns_of_record`.
 _exact = njit(error_model="numpy")
 
 
@@ -198,21 +201,21 @@ def project_forward(
     start, stop, means, quats, scales, viewmats, Ks, width, height, near, eps2d, means2d, depths, conics
 ):
     """projection.project, for Gaussians start <= n < stop in all views; scales [B or 1, N, 3]."""
-    count, end = len(means) // 3, stop - 1
+    count, last = len(means) // 3, stop - 1
     own_scales = len(scales) // 3 // max(count, 1)
     for v in range(viewmats.shape[0]):
         row_x, row_y, row_z = _view(viewmats, v)
         fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
         g, own = v * count, min(v, own_scales - 1) * count
         for n in range(start, stop, LANES):
-            mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
-            mean_z = gather(means, n, end, 3, 2)
+            mean_x, mean_y = gather(means, n, last, 3, 0), gather(means, n, last, 3, 1)
+            mean_z = gather(means, n, last, 3, 2)
             rotation, _, _ = _rotation(
-                gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
-                gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+                gather(quats, n, last, 4, 0), gather(quats, n, last, 4, 1),
+                gather(quats, n, last, 4, 2), gather(quats, n, last, 4, 3),
             )  # fmt: skip
-            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
-            sz = gather(scales, n, end, 3, 3 * own + 2)
+            sx, sy = gather(scales, n, last, 3, 3 * own), gather(scales, n, last, 3, 3 * own + 1)
+            sz = gather(scales, n, last, 3, 3 * own + 2)
             x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
             z = _along(row_z, mean_x, mean_y, mean_z)
             by_z = 1.0 / z
@@ -225,12 +228,12 @@ def project_forward(
             determinant = xx * yy - xy * xy
             drawn = (z >= near) & (determinant > 0.0) & (determinant < math.inf)
             inverse = select(drawn, 1.0 / determinant, 0.0)
-            scatter(depths, n, end, 1, g, z)
-            scatter(means2d, n, end, 2, 2 * g, select(drawn, fx * slope_x + cx, 0.0))
-            scatter(means2d, n, end, 2, 2 * g + 1, select(drawn, fy * slope_y + cy, 0.0))
-            scatter(conics, n, end, 3, 3 * g, select(drawn, yy * inverse, 0.0))
-            scatter(conics, n, end, 3, 3 * g + 1, select(drawn, -xy * inverse, 0.0))
-            scatter(conics, n, end, 3, 3 * g + 2, select(drawn, xx * inverse, 0.0))
+            scatter(depths, n, last, 1, g, z)
+            scatter(means2d, n, last, 2, 2 * g, select(drawn, fx * slope_x + cx, 0.0))
+            scatter(means2d, n, last, 2, 2 * g + 1, select(drawn, fy * slope_y + cy, 0.0))
+            scatter(conics, n, last, 3, 3 * g, select(drawn, yy * inverse, 0.0))
+            scatter(conics, n, last, 3, 3 * g + 1, select(drawn, -xy * inverse, 0.0))
+            scatter(conics, n, last, 3, 3 * g + 2, select(drawn, xx * inverse, 0.0))
 
 
 @_kernel(
@@ -242,15 +245,15 @@ def project_backward(
     v_means, v_quats, v_scales,
 ):  # fmt: skip
     """Gradients of `project_forward`, summed over the views in order."""
-    count, end = len(means) // 3, stop - 1
+    count, last = len(means) // 3, stop - 1
     own_scales = len(scales) // 3 // max(count, 1)
     nothing = spread(0.0)
     for n in range(start, stop, LANES):
-        mean_x, mean_y = gather(means, n, end, 3, 0), gather(means, n, end, 3, 1)
-        mean_z = gather(means, n, end, 3, 2)
+        mean_x, mean_y = gather(means, n, last, 3, 0), gather(means, n, last, 3, 1)
+        mean_z = gather(means, n, last, 3, 2)
         r, quat, length = _rotation(
-            gather(quats, n, end, 4, 0), gather(quats, n, end, 4, 1),
-            gather(quats, n, end, 4, 2), gather(quats, n, end, 4, 3),
+            gather(quats, n, last, 4, 0), gather(quats, n, last, 4, 1),
+            gather(quats, n, last, 4, 2), gather(quats, n, last, 4, 3),
         )  # fmt: skip
         gx, gy, gz = nothing, nothing, nothing  # dL/dmean
         v_sx, v_sy, v_sz = nothing, nothing, nothing
@@ -261,17 +264,17 @@ def project_backward(
             row_x, row_y, row_z = _view(viewmats, v)
             fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
             g, own = v * count, min(v, own_scales - 1) * count
-            sx, sy = gather(scales, n, end, 3, 3 * own), gather(scales, n, end, 3, 3 * own + 1)
-            sz = gather(scales, n, end, 3, 3 * own + 2)
-            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
-            c = gather(conics, n, end, 3, 3 * g + 2)
-            v_a, v_b = gather(v_conics, n, end, 3, 3 * g), gather(v_conics, n, end, 3, 3 * g + 1)
-            v_c = gather(v_conics, n, end, 3, 3 * g + 2)
-            v_z = gather(v_depths, n, end, 1, g)
+            sx, sy = gather(scales, n, last, 3, 3 * own), gather(scales, n, last, 3, 3 * own + 1)
+            sz = gather(scales, n, last, 3, 3 * own + 2)
+            a, b = gather(conics, n, last, 3, 3 * g), gather(conics, n, last, 3, 3 * g + 1)
+            c = gather(conics, n, last, 3, 3 * g + 2)
+            v_a, v_b = gather(v_conics, n, last, 3, 3 * g), gather(v_conics, n, last, 3, 3 * g + 1)
+            v_c = gather(v_conics, n, last, 3, 3 * g + 2)
+            v_z = gather(v_depths, n, last, 1, g)
             # one that is not drawn gets nothing from a, b, c = 0, and must not divide by 0
             drawn = a > 0.0
-            v_u = select(drawn, gather(v_means2d, n, end, 2, 2 * g), 0.0)
-            v_v = select(drawn, gather(v_means2d, n, end, 2, 2 * g + 1), 0.0)
+            v_u = select(drawn, gather(v_means2d, n, last, 2, 2 * g), 0.0)
+            v_v = select(drawn, gather(v_means2d, n, last, 2, 2 * g + 1), 0.0)
             x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
             z = select(drawn, _along(row_z, mean_x, mean_y, mean_z), 1.0)
             by_z = 1.0 / z
@@ -306,9 +309,9 @@ def project_backward(
             v_sx += q0[0] * _dot(j0, column_0) + q1[0] * _dot(j1, column_0)
             v_sy += q0[1] * _dot(j0, column_1) + q1[1] * _dot(j1, column_1)
             v_sz += q0[2] * _dot(j0, column_2) + q1[2] * _dot(j1, column_2)
-            scatter(v_scales, n, end, 3, 3 * own, v_sx)
-            scatter(v_scales, n, end, 3, 3 * own + 1, v_sy)
-            scatter(v_scales, n, end, 3, 3 * own + 2, v_sz)
+            scatter(v_scales, n, last, 3, 3 * own, v_sx)
+            scatter(v_scales, n, last, 3, 3 * own + 1, v_sy)
+            scatter(v_scales, n, last, 3, 3 * own + 2, v_sz)
             q0 = (q0[0] * sx, q0[1] * sy, q0[2] * sz)
             q1 = (q1[0] * sx, q1[1] * sy, q1[2] * sz)
             m00 += j0[0] * q0[0] + j1[0] * q1[0]
@@ -339,9 +342,9 @@ def project_backward(
             gy += row_x[1] * v_x + row_y[1] * v_y + row_z[1] * v_z
             gz += row_x[2] * v_x + row_y[2] * v_y + row_z[2] * v_z
 
-        scatter(v_means, n, end, 3, 0, gx)
-        scatter(v_means, n, end, 3, 1, gy)
-        scatter(v_means, n, end, 3, 2, gz)
+        scatter(v_means, n, last, 3, 0, gx)
+        scatter(v_means, n, last, 3, 1, gy)
+        scatter(v_means, n, last, 3, 2, gz)
 
         # 7. R of the unit quaternion, then the normalisation
         w, x, y, z = quat
@@ -350,10 +353,10 @@ def project_backward(
         v_y = 2.0 * (x * (m01 + m10) + z * (m12 + m21) + w * (m02 - m20) - 2.0 * y * (m00 + m22))
         v_z = 2.0 * (x * (m02 + m20) + y * (m12 + m21) + w * (m10 - m01) - 2.0 * z * (m00 + m11))
         along, inverse = w * v_w + x * v_x + y * v_y + z * v_z, 1.0 / length
-        scatter(v_quats, n, end, 4, 0, (v_w - along * w) * inverse)
-        scatter(v_quats, n, end, 4, 1, (v_x - along * x) * inverse)
-        scatter(v_quats, n, end, 4, 2, (v_y - along * y) * inverse)
-        scatter(v_quats, n, end, 4, 3, (v_z - along * z) * inverse)
+        scatter(v_quats, n, last, 4, 0, (v_w - along * w) * inverse)
+        scatter(v_quats, n, last, 4, 1, (v_x - along * x) * inverse)
+        scatter(v_quats, n, last, 4, 2, (v_y - along * y) * inverse)
+        scatter(v_quats, n, last, 4, 3, (v_z - along * z) * inverse)
 
 
 # --- spherical harmonics --------------------------------------------------------------------------
@@ -785,28 +788,30 @@ def composite_forward(
         x0 = tile % tiles_x * TILE_W
         y0 = tile // tiles_x % tiles_y * TILE_H
         columns, rows = min(TILE_W, width - x0), min(TILE_H, height - y0)
+        live = np.int64(0)  # a bit for each block that still lets light through
         for block in range(TILE_BLOCKS):
             i = block * FORWARD
             x = lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W)
             y = lane_y + f32(block // BLOCK_COLUMNS * BLOCK_H)
             inside = (x < f32(columns)) & (y < f32(rows))
             store(scratch, i, select(inside, ONE, ZERO))  # pixels beyond the image have stopped
+            if any_lane(inside):
+                live |= np.int64(1) << block
             store(scratch, i + V1, nothing + ONE)
             for k in range(V2, V6, LANES):
                 store(scratch, i + k, nothing)
             store(scratch, i + V6, nothing - ONE)
 
-        live = np.int64(-1)  # a bit for each block that still lets light through
         tile_start, tile_end = tile_starts[tile], tile_starts[tile + 1]
         for begin in range(tile_start, tile_end, BATCH):
             end = min(begin + BATCH, tile_end)
             for entry in range(begin, end):
                 entry_blocks[entry] = 0
-            if live == 0:
+            if live == 0:  # what is left shows nowhere
                 continue
             _load_records(records, entry_splats, begin, end, tile_start, f32(x0), f32(y0), batch)
             _find_blocks(batch, end - begin, block_columns, shows)
-            loaded = np.int64(-1) if end - begin == BATCH else (np.int64(1) << (end - begin)) - 1
+            loaded = np.int64(-1) if end - begin == BATCH else ~(np.int64(-1) << (end - begin))
             for block in range(TILE_BLOCKS):
                 row, column = block // BLOCK_COLUMNS, block % BLOCK_COLUMNS
                 waiting = (np.int64(shows[2 * block]) | np.int64(shows[2 * block + 1]) << 32) & loaded
@@ -819,7 +824,7 @@ def composite_forward(
                 sum_b, sum_z = load(scratch, i + V4), load(scratch, i + V5)
                 while waiting != 0:
                     j = lowest_bit(waiting)
-                    waiting &= waiting - 1
+                    waiting ^= np.int64(1) << j
                     r = j * RECORD
                     dx, dy = x - batch[r + REC_X], y - batch[r + REC_Y]
                     t = batch[r + REC_LOG_OPACITY] - dx * (batch[r + REC_A] * dx)
@@ -916,6 +921,11 @@ def composite_backward(
             j = (entry - begin) % BATCH
             if j == BATCH - 1 or entry == tile_starts[tile + 1] - 1:
                 _load_records(records, entry_splats, entry - j, entry + 1, begin, f32(x0), f32(y0), batch)
+            p, waiting = entry_pairs[entry] * PAIR_GRADS, entry_blocks[entry]
+            if waiting == 0:
+                for k in range(PAIR_GRADS):
+                    pair_grads[p + k] = ZERO
+                continue
             r = j * RECORD
             mean_x, mean_y, log_opacity = batch[r + REC_X], batch[r + REC_Y], batch[r + REC_LOG_OPACITY]
             A, B, C = batch[r + REC_A], batch[r + REC_B], batch[r + REC_C]
@@ -925,10 +935,10 @@ def composite_backward(
             number = spread(batch[r + REC_NUMBER])
             g_1, g_x, g_y, g_xx, g_xy, g_yy = nothing, nothing, nothing, nothing, nothing, nothing
             g_red, g_green, g_blue, g_z = nothing, nothing, nothing, nothing
-            waiting = entry_blocks[entry]
             while waiting != 0:
-                i = lowest_bit(waiting) * BACKWARD
-                waiting &= waiting - 1
+                block = lowest_bit(waiting)
+                waiting ^= np.int64(1) << block
+                i = block * BACKWARD
                 dx, dy = load(scratch, i + V7) - mean_x, load(scratch, i + V8) - mean_y
                 t = log_opacity - dx * (A * dx) - dy * (B * dx + C * dy)
                 counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
@@ -953,7 +963,6 @@ def composite_backward(
                 g_green += w * v_g
                 g_blue += w * v_b
                 g_z += w * v_z
-            p = entry_pairs[entry] * PAIR_GRADS
             store(pair_grads, p, totals(g_1, g_x, g_y, g_xx, g_xy, g_yy, g_red, g_green))
             pair_grads[p + 8], pair_grads[p + 9] = total(g_blue), total(g_z)
 
@@ -963,10 +972,13 @@ def reduce_pairs(
     start, stop, pair_offsets, pair_grads, conics, opacities,
     v_means2d, v_depths, v_conics, v_opacities, v_colors,
 ):  # fmt: skip
-    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order. All arrays are flat."""
-    count, end = len(opacities), stop - 1
+    """Sums the gradients of the pairs of the Gaussians start <= n < stop, in order. All arrays are flat.
+
+    Over the tiles of a view in float32, as over the pixels of a tile; over the views in float64.
+    """
+    count, last = len(opacities), stop - 1
     views, own_colors = len(v_depths) // max(count, 1), len(v_colors) // 3 // max(count, 1)
-    sums, row, last = np.zeros(LANES * 2 * LANES, np.float32), np.int64(2 * LANES), np.int64(LANES - 1)
+    sums, row, last_lane = np.zeros(LANES * 2 * LANES, np.float32), np.int64(2 * LANES), np.int64(LANES - 1)
     rest = PAIR_GRADS - LANES
     nothing = spread(0.0)
     for n in range(start, stop, LANES):
@@ -974,30 +986,30 @@ def reduce_pairs(
         for v in range(views):
             g, own = v * count, min(v, own_colors - 1) * count
             for lane in range(LANES):
-                splat = g + min(n + lane, end)
+                splat = g + min(n + lane, last)
                 first, second = spread(ZERO), spread(ZERO)
                 for pair in range(pair_offsets[splat], pair_offsets[splat + 1]):
                     first += load(pair_grads, pair * PAIR_GRADS)
                     second += load(pair_grads, pair * PAIR_GRADS + rest)  # the last LANES
                 store(sums, lane * row, first)
                 store(sums, lane * row + rest, second)
-            a, b = gather(conics, n, end, 3, 3 * g), gather(conics, n, end, 3, 3 * g + 1)
-            c = gather(conics, n, end, 3, 3 * g + 2)
-            along_x, along_y = gather(sums, 0, last, row, 1), gather(sums, 0, last, row, 2)
-            scatter(v_means2d, n, end, 2, 2 * g, a * along_x + b * along_y)
-            scatter(v_means2d, n, end, 2, 2 * g + 1, b * along_x + c * along_y)
-            scatter(v_conics, n, end, 3, 3 * g, -0.5 * gather(sums, 0, last, row, 3))
-            scatter(v_conics, n, end, 3, 3 * g + 1, -gather(sums, 0, last, row, 4))
-            scatter(v_conics, n, end, 3, 3 * g + 2, -0.5 * gather(sums, 0, last, row, 5))
-            scatter(v_depths, n, end, 1, g, gather(sums, 0, last, row, 9))
-            v_opacity += gather(sums, 0, last, row, 0)
+            a, b = gather(conics, n, last, 3, 3 * g), gather(conics, n, last, 3, 3 * g + 1)
+            c = gather(conics, n, last, 3, 3 * g + 2)
+            along_x, along_y = gather(sums, 0, last_lane, row, 1), gather(sums, 0, last_lane, row, 2)
+            scatter(v_means2d, n, last, 2, 2 * g, a * along_x + b * along_y)
+            scatter(v_means2d, n, last, 2, 2 * g + 1, b * along_x + c * along_y)
+            scatter(v_conics, n, last, 3, 3 * g, -0.5 * gather(sums, 0, last_lane, row, 3))
+            scatter(v_conics, n, last, 3, 3 * g + 1, -gather(sums, 0, last_lane, row, 4))
+            scatter(v_conics, n, last, 3, 3 * g + 2, -0.5 * gather(sums, 0, last_lane, row, 5))
+            scatter(v_depths, n, last, 1, g, gather(sums, 0, last_lane, row, 9))
+            v_opacity += gather(sums, 0, last_lane, row, 0)
             if v < own_colors:
                 v_red, v_green, v_blue = nothing, nothing, nothing
-            v_red += gather(sums, 0, last, row, 6)
-            v_green += gather(sums, 0, last, row, 7)
-            v_blue += gather(sums, 0, last, row, 8)
-            scatter(v_colors, n, end, 3, 3 * own, v_red)
-            scatter(v_colors, n, end, 3, 3 * own + 1, v_green)
-            scatter(v_colors, n, end, 3, 3 * own + 2, v_blue)
-        opacity = gather(opacities, n, end, 1, 0)
-        scatter(v_opacities, n, end, 1, 0, select(opacity > 0.0, v_opacity / opacity, 0.0))
+            v_red += gather(sums, 0, last_lane, row, 6)
+            v_green += gather(sums, 0, last_lane, row, 7)
+            v_blue += gather(sums, 0, last_lane, row, 8)
+            scatter(v_colors, n, last, 3, 3 * own, v_red)
+            scatter(v_colors, n, last, 3, 3 * own + 1, v_green)
+            scatter(v_colors, n, last, 3, 3 * own + 2, v_blue)
+        opacity = gather(opacities, n, last, 1, 0)
+        scatter(v_opacities, n, last, 1, 0, select(opacity > 0.0, v_opacity / opacity, 0.0))

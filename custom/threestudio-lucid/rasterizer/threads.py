@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -32,19 +33,19 @@ def _help(jobs: SimpleQueue[Callable[[], None]]) -> None:
 
 
 def _want_helpers(count: int) -> None:
-    """Sees to it that there are at least `count`."""
+    """Sees to it that there are at least `count`, if the system lets us have so many."""
     global _helpers
-    with _lock:
-        for _ in range(_helpers, count):
+    with _lock, contextlib.suppress(RuntimeError):  # the calling thread can do it all
+        while _helpers < count:
             threading.Thread(target=_help, args=(_jobs,), name="rasterizer", daemon=True).start()
-        _helpers = max(_helpers, count)
+            _helpers += 1
 
 
 def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1, grain: int = 1) -> None:
     """Calls `kernel(start, stop, *args)` on consecutive ranges that together cover range(items).
 
     The kernel must release the interpreter lock and its items must be independent of each other. Ranges are
-    handed out as threads become free; one that gets no processor in time, because other threads spin, is not
+    handed out as threads become free; a thread that gets no processor in time, because others spin, is not
     waited for. As many threads as torch uses (`torch.set_num_threads`), the calling one among them.
 
     Args:
@@ -66,6 +67,7 @@ def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1,
             except BaseException as caught:
                 error = caught
             ended.put(error)
+            del error  # it holds this frame, which would hold it
 
     helpers = min(threads, ranges) - 1
     _want_helpers(helpers)
@@ -73,5 +75,6 @@ def run(kernel: Callable[..., None], items: int, *args: object, pieces: int = 1,
         _jobs.put(work)
     work()
     errors = [ended.get() for _ in range(ranges)]
+    args = ()  # a helper may find `work` only now: it must not keep the arrays alive until then
     for error in filter(None, errors):
         raise error
