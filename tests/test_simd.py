@@ -62,7 +62,7 @@ def test_every_function_does_what_numpy_does():
 @njit
 def _bits(first, last, ranges):
     simd.store_ranges(ranges, 1, simd.load(first, 0), simd.load(last, 0))
-    return simd.with_bit(ranges, 0, 3), simd.lowest_bit(np.int64(-48))
+    return simd.with_bit(ranges, 0, 3), simd.lowest_bit(np.uint64(2**63 + 48))
 
 
 def test_bits():

@@ -17,7 +17,7 @@ processor and from one line to the next. With these types there is nothing to se
     load_every(array, i, step)       array[i], array[i + step], ...
     store_ranges(array, i, v, w)     bits [v, w) of the bytes of array[i : i + LANES]; 0 <= v, w <= 8
     with_bit(array, i, k)            a 32-bit integer: bit j is bit k of the byte array[i + j]
-    lowest_bit(n)                    the number of the lowest bit set in a 64-bit integer
+    lowest_bit(n)                    the number of the lowest bit set in a uint64
 
 And of float64, for arithmetic that needs the digits, with float64 numbers beside them: operators, select,
 minimum, maximum, sqrt, floor, spread. They come from float32 arrays [., step], of whose rows they
@@ -259,12 +259,12 @@ def with_bit(typing: Any, array: Any, index: Any, bit: Any) -> Any:
 
 @intrinsic
 def lowest_bit(typing: Any, number: Any) -> Any:
-    """The number of the lowest bit set in an int64, which must not be 0."""
+    """The number of the lowest bit set in a uint64, which must not be 0."""
 
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> ir.Value:
         return builder.cttz(args[0], ir.IntType(1)(1))
 
-    return (types.int64(types.int64), lower) if number == types.int64 else None
+    return (types.int64(types.uint64), lower) if number == types.uint64 else None
 
 
 def _row_addresses(context: Any, builder: ir.IRBuilder, sig: Any, args: tuple) -> list[ir.Value]:

@@ -241,7 +241,7 @@ class _Composite(torch.autograd.Function):
         bins = _Bins(*(_array(t) for t in (means2d, depths, conics, opacities, colors)), width, height)
         rgb, alpha = _empty(views, height, width, 3), _empty(views, height, width)
         depth, left = np.empty_like(alpha), _empty(bins.num_tiles * kernels.LEFT)
-        entry_blocks = np.empty(bins.num_pairs, np.int64)
+        entry_blocks = np.empty(bins.num_pairs, np.uint64)
         threads.run(
             kernels.composite_forward, bins.num_tiles,
             bins.tile_starts, bins.entry_splats, bins.records, _array(backgrounds), *bins.shape,

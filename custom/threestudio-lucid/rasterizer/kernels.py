@@ -10,7 +10,7 @@ Notation (with that of projection.py):
     tile        a block of TILE_W x TILE_H pixels; tiles are numbered view by view, row by row
     pair p      one splat on one tile; the pairs of splat g are pair_offsets[g] ... pair_offsets[g + 1] - 1
     entries     the same pairs, listed tile by tile, in the end nearest first: (splat, pair) numbers
-    f4[:, ::1]  in a signature: a C-contiguous array [., .] of 4-byte floats; i8: an 8-byte integer
+    f4[:, ::1]  in a signature: a C-contiguous array [., .] of 4-byte floats; i8, u8: an 8-byte integer
     log alpha   log2(opacity) - (A dx^2 + B dx dy + C dy^2), (A, B, C) = log2(e) (a / 2, b, c / 2)
 
 A row of the records [B N, 16] holds all that compositing needs of a splat, in one cache line; see the REC_
@@ -70,7 +70,7 @@ from .constants import (
     TRANSMITTANCE_MIN,
 )
 
-f32, f64, u32 = np.float32, np.float64, np.uint32
+f32, f64, u32, u64 = np.float32, np.float64, np.uint32, np.uint64
 
 TILE_W, TILE_H = 32, 16
 BLOCK_W, BLOCK_H = LANES // 2, 2  # the pixels of a vector: nearly square, so that little of it is outside
@@ -115,7 +115,7 @@ FAST_MATH = {"reassoc", "contract", "arcp", "afn", "nsz"}
 
 # A hash of constants.py and simd.py, which are compiled in here. Numba's cache looks at the date of this file
 # alone, so that this line has to change with them; a test says what it should be.
-COMPILED_IN = "1adf5dba93e8"
+COMPILED_IN = "cd9ff1cfa276"
 
 
 def _kernel(signature: str):
@@ -760,7 +760,7 @@ def _find_blocks(batch, count, columns, shows):
 
 @_kernel(
     "void(i8, i8, i8[::1], i4[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
-    "f4[::1], f4[::1], f4[::1], f4[::1], i8[::1])"
+    "f4[::1], f4[::1], f4[::1], f4[::1], u8[::1])"
 )
 def composite_forward(
     start, stop, tile_starts, entry_splats, records, backgrounds, width, height, tiles_x, tiles_y,
@@ -788,7 +788,7 @@ def composite_forward(
         x0 = tile % tiles_x * TILE_W
         y0 = tile // tiles_x % tiles_y * TILE_H
         columns, rows = min(TILE_W, width - x0), min(TILE_H, height - y0)
-        live = np.int64(0)  # a bit for each block that still lets light through
+        live = u64(0)  # a bit for each block that still lets light through
         for block in range(TILE_BLOCKS):
             i = block * FORWARD
             x = lane_x + f32(block % BLOCK_COLUMNS * BLOCK_W)
@@ -796,7 +796,7 @@ def composite_forward(
             inside = (x < f32(columns)) & (y < f32(rows))
             store(scratch, i, select(inside, ONE, ZERO))  # pixels beyond the image have stopped
             if any_lane(inside):
-                live |= np.int64(1) << block
+                live |= u64(1) << u64(block)
             store(scratch, i + V1, nothing + ONE)
             for k in range(V2, V6, LANES):
                 store(scratch, i + k, nothing)
@@ -806,25 +806,25 @@ def composite_forward(
         for begin in range(tile_start, tile_end, BATCH):
             end = min(begin + BATCH, tile_end)
             for entry in range(begin, end):
-                entry_blocks[entry] = 0
-            if live == 0:  # what is left shows nowhere
+                entry_blocks[entry] = u64(0)
+            if live == u64(0):  # what is left shows nowhere
                 continue
             _load_records(records, entry_splats, begin, end, tile_start, f32(x0), f32(y0), batch)
             _find_blocks(batch, end - begin, block_columns, shows)
-            loaded = np.int64(-1) if end - begin == BATCH else ~(np.int64(-1) << (end - begin))
+            loaded = ~u64(0) if end - begin == BATCH else ~(~u64(0) << u64(end - begin))
             for block in range(TILE_BLOCKS):
                 row, column = block // BLOCK_COLUMNS, block % BLOCK_COLUMNS
-                waiting = (np.int64(shows[2 * block]) | np.int64(shows[2 * block + 1]) << 32) & loaded
-                if waiting == 0 or (live >> block) & 1 == 0:
+                waiting = (u64(shows[2 * block]) | u64(shows[2 * block + 1]) << u64(32)) & loaded
+                if waiting == u64(0) or live & u64(1) << u64(block) == u64(0):
                     continue
                 x, y = lane_x + f32(column * BLOCK_W), lane_y + f32(row * BLOCK_H)
                 i = block * FORWARD
                 T, final, last = load(scratch, i), load(scratch, i + V1), load(scratch, i + V6)
                 sum_r, sum_g = load(scratch, i + V2), load(scratch, i + V3)
                 sum_b, sum_z = load(scratch, i + V4), load(scratch, i + V5)
-                while waiting != 0:
+                while waiting != u64(0):
                     j = lowest_bit(waiting)
-                    waiting ^= np.int64(1) << j
+                    waiting &= waiting - u64(1)
                     r = j * RECORD
                     dx, dy = x - batch[r + REC_X], y - batch[r + REC_Y]
                     t = batch[r + REC_LOG_OPACITY] - dx * (batch[r + REC_A] * dx)
@@ -840,7 +840,7 @@ def composite_forward(
                     sum_g += w * batch[r + REC_G]
                     sum_b += w * batch[r + REC_BLUE]
                     sum_z += w * batch[r + REC_Z]
-                    entry_blocks[begin + j] |= np.int64(1) << block
+                    entry_blocks[begin + j] |= u64(1) << u64(block)
                 store(scratch, i, T)
                 store(scratch, i + V1, final)
                 store(scratch, i + V2, sum_r)
@@ -849,7 +849,7 @@ def composite_forward(
                 store(scratch, i + V5, sum_z)
                 store(scratch, i + V6, last)
                 if not any_lane(T >= F_T_MIN):
-                    live &= ~(np.int64(1) << block)
+                    live &= ~(u64(1) << u64(block))
 
         for block in range(TILE_BLOCKS):
             i, k = block * FORWARD, tile * LEFT + block * 2 * LANES
@@ -869,7 +869,7 @@ def composite_forward(
 
 
 @_kernel(
-    "void(i8, i8, i8[::1], i4[::1], i4[::1], i8[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
+    "void(i8, i8, i8[::1], i4[::1], i4[::1], u8[::1], f4[::1], f4[:,::1], i8, i8, i8, i8,"
     "f4[::1], f4[::1], f4[::1], f4[::1], f4[::1])"
 )
 def composite_backward(
@@ -922,7 +922,7 @@ def composite_backward(
             if j == BATCH - 1 or entry == tile_starts[tile + 1] - 1:
                 _load_records(records, entry_splats, entry - j, entry + 1, begin, f32(x0), f32(y0), batch)
             p, waiting = entry_pairs[entry] * PAIR_GRADS, entry_blocks[entry]
-            if waiting == 0:
+            if waiting == u64(0):
                 for k in range(PAIR_GRADS):
                     pair_grads[p + k] = ZERO
                 continue
@@ -935,10 +935,9 @@ def composite_backward(
             number = spread(batch[r + REC_NUMBER])
             g_1, g_x, g_y, g_xx, g_xy, g_yy = nothing, nothing, nothing, nothing, nothing, nothing
             g_red, g_green, g_blue, g_z = nothing, nothing, nothing, nothing
-            while waiting != 0:
-                block = lowest_bit(waiting)
-                waiting ^= np.int64(1) << block
-                i = block * BACKWARD
+            while waiting != u64(0):
+                i = lowest_bit(waiting) * BACKWARD
+                waiting &= waiting - u64(1)
                 dx, dy = load(scratch, i + V7) - mean_x, load(scratch, i + V8) - mean_y
                 t = log_opacity - dx * (A * dx) - dy * (B * dx + C * dy)
                 counts = (t >= F_LOG2_ALPHA_MIN) & (number <= load(scratch, i + V6))
