@@ -209,6 +209,7 @@ def time_stages(scene: dict) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of each kernel of a forward and of a backward pass."""
     inputs = _wanting_gradients(scene)
     for _ in range(2):  # the first to warm up
+        render = None  # its memory is for the next
         with stages() as forward:
             render = rasterize(**inputs, backend="cpu")
         with stages() as backward:
