@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     A training step on the CPU frees and asks for many tensors of megabytes, a volume renderer's for some of
     100 MB. That the system takes them back, and hands them out page by page, set to zero, costs a volume
     renderer as much time as all its arithmetic, and a convolution on pictures of 128 x 128 half as much.
-    What the process holds grows by about a third.
+    What the process holds grows, by up to a third.
 
     Returns:
         Whether the C library can do so (glibc, so Linux); elsewhere nothing changes.
