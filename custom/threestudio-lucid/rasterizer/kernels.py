@@ -133,6 +133,22 @@ _exact = njit(error_model="numpy")
 
 
 @_inline
+def _triples(array, n, last, first):
+    """Three columns of LANES rows of an array [., 3], of which row 0 is the row `first`."""
+    i = 3 * first
+    return gather(array, n, last, 3, i), gather(array, n, last, 3, i + 1), gather(array, n, last, 3, i + 2)
+
+
+@_inline
+def _rotation_of(quats, n, last):
+    """`_rotation` of LANES quaternions [., 4]."""
+    return _rotation(
+        gather(quats, n, last, 4, 0), gather(quats, n, last, 4, 1),
+        gather(quats, n, last, 4, 2), gather(quats, n, last, 4, 3),
+    )  # fmt: skip
+
+
+@_inline
 def _rotation(w, x, y, z):
     """Rotation matrix (nine numbers), unit quaternion and the length of the given one."""
     length = maximum(sqrt(w * w + x * x + y * y + z * z), 1e-12)
@@ -208,14 +224,9 @@ def project_forward(
         fx, fy, cx, cy = Ks[v, 0, 0], Ks[v, 1, 1], Ks[v, 0, 2], Ks[v, 1, 2]
         g, own = v * count, min(v, own_scales - 1) * count
         for n in range(start, stop, LANES):
-            mean_x, mean_y = gather(means, n, last, 3, 0), gather(means, n, last, 3, 1)
-            mean_z = gather(means, n, last, 3, 2)
-            rotation, _, _ = _rotation(
-                gather(quats, n, last, 4, 0), gather(quats, n, last, 4, 1),
-                gather(quats, n, last, 4, 2), gather(quats, n, last, 4, 3),
-            )  # fmt: skip
-            sx, sy = gather(scales, n, last, 3, 3 * own), gather(scales, n, last, 3, 3 * own + 1)
-            sz = gather(scales, n, last, 3, 3 * own + 2)
+            mean_x, mean_y, mean_z = _triples(means, n, last, 0)
+            rotation, _, _ = _rotation_of(quats, n, last)
+            sx, sy, sz = _triples(scales, n, last, own)
             x, y = _along(row_x, mean_x, mean_y, mean_z), _along(row_y, mean_x, mean_y, mean_z)
             z = _along(row_z, mean_x, mean_y, mean_z)
             by_z = 1.0 / z
@@ -249,12 +260,8 @@ def project_backward(
     own_scales = len(scales) // 3 // max(count, 1)
     nothing = spread(0.0)
     for n in range(start, stop, LANES):
-        mean_x, mean_y = gather(means, n, last, 3, 0), gather(means, n, last, 3, 1)
-        mean_z = gather(means, n, last, 3, 2)
-        r, quat, length = _rotation(
-            gather(quats, n, last, 4, 0), gather(quats, n, last, 4, 1),
-            gather(quats, n, last, 4, 2), gather(quats, n, last, 4, 3),
-        )  # fmt: skip
+        mean_x, mean_y, mean_z = _triples(means, n, last, 0)
+        r, quat, length = _rotation_of(quats, n, last)
         gx, gy, gz = nothing, nothing, nothing  # dL/dmean
         v_sx, v_sy, v_sz = nothing, nothing, nothing
         # dL/dR: nine numbers, row by row
@@ -264,12 +271,9 @@ def project_backward(
             row_x, row_y, row_z = _view(viewmats, v)
             fx, fy = Ks[v, 0, 0], Ks[v, 1, 1]
             g, own = v * count, min(v, own_scales - 1) * count
-            sx, sy = gather(scales, n, last, 3, 3 * own), gather(scales, n, last, 3, 3 * own + 1)
-            sz = gather(scales, n, last, 3, 3 * own + 2)
-            a, b = gather(conics, n, last, 3, 3 * g), gather(conics, n, last, 3, 3 * g + 1)
-            c = gather(conics, n, last, 3, 3 * g + 2)
-            v_a, v_b = gather(v_conics, n, last, 3, 3 * g), gather(v_conics, n, last, 3, 3 * g + 1)
-            v_c = gather(v_conics, n, last, 3, 3 * g + 2)
+            sx, sy, sz = _triples(scales, n, last, own)
+            a, b, c = _triples(conics, n, last, g)
+            v_a, v_b, v_c = _triples(v_conics, n, last, g)
             v_z = gather(v_depths, n, last, 1, g)
             # one that is not drawn gets nothing from a, b, c = 0, and must not divide by 0
             drawn = a > 0.0
@@ -539,9 +543,7 @@ def make_records(
         first_splat, own, last = v * count, min(v, own_colors - 1) * count, end - 1
         edges[:] = 0
         for n in range(begin, end, LANES):
-            k = 3 * first_splat
-            a, b = gather(conics, n, last, 3, k), gather(conics, n, last, 3, k + 1)
-            c = gather(conics, n, last, 3, k + 2)
+            a, b, c = _triples(conics, n, last, first_splat)
             k = 2 * first_splat
             x, y = gather(means2d, n, last, 2, k), gather(means2d, n, last, 2, k + 1)
             log_opacity = gather(log_opacities, n, last, 1, 0)
@@ -992,8 +994,7 @@ def reduce_pairs(
                     second += load(pair_grads, pair * PAIR_GRADS + rest)  # the last LANES
                 store(sums, lane * row, first)
                 store(sums, lane * row + rest, second)
-            a, b = gather(conics, n, last, 3, 3 * g), gather(conics, n, last, 3, 3 * g + 1)
-            c = gather(conics, n, last, 3, 3 * g + 2)
+            a, b, c = _triples(conics, n, last, g)
             along_x, along_y = gather(sums, 0, last_lane, row, 1), gather(sums, 0, last_lane, row, 2)
             scatter(v_means2d, n, last, 2, 2 * g, a * along_x + b * along_y)
             scatter(v_means2d, n, last, 2, 2 * g + 1, b * along_x + c * along_y)
