@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import UserError, closest
+from ...guidance.prior import quiet
 
 CLIP = "openai/clip-vit-large-patch14"
 NEXT_STEP = (
@@ -49,7 +49,7 @@ class TextVectors:
 
         local = Path(model).is_dir()
         try:
-            with _quiet():
+            with quiet():
                 words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=local)
                 encoder = CLIPTextModelWithProjection.from_pretrained(
                     model, dtype=torch.float32, use_safetensors=True, local_files_only=local
@@ -70,22 +70,6 @@ class TextVectors:
             return_tensors="pt",
         ).input_ids
         return F.normalize(self.model(input_ids=ids.to(self.model.device)).text_embeds.float(), dim=-1)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars while weights are read, and no report of a CLIP model's other half."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def known_words(prompt: str, vocabulary: Iterable[str], who: str) -> str:
