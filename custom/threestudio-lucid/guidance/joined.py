@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class Joined(nn.Module):
-    """A chain of convolutions as a single one, of blocks of S x S pixels; S is the product of the strides.
+    """A chain of convolutions as one, of 3 x 3 blocks of S x S pixels; S is the product of the strides.
 
-    Each of the chain pads with zeros what the one before it made, so near the border they are more than one
-    convolution: there the output is made by the chain, from a strip of the picture.
+    Each of the chain pads with zeros what the one before it made, so at the border they are more than one
+    convolution: the first row and column of the output are made by the chain, from a strip of the picture.
 
     Args:
         chain: what `joins` says can be joined. Its weights must not change any more.
@@ -26,43 +26,37 @@ class Joined(nn.Module):
     def __init__(self, chain: Sequence[nn.Conv2d]) -> None:
         super().__init__()
         self.chain = nn.Sequential(*chain)
-        weight, bias, stride, padding, self.border = _compose(chain)
-        self.stride = stride
-        # rows of the picture, from its edge, that the first `border` rows of the output depend on
-        self.strip = max((self.border - 1) * stride + weight.shape[-1] - padding, 1)
-        # the kernel in whole blocks, as many before the pixel's own as after it
-        self.reach = max(-(-padding // stride), -(-(weight.shape[-1] - padding) // stride) - 1)
-        before = self.reach * stride - padding
-        after = (2 * self.reach + 1) * stride - before - weight.shape[-1]
-        weight = F.pixel_unshuffle(F.pad(weight, (before, after, before, after)), stride)
+        weight, bias, self.stride = _compose(chain)
+        # It reaches S pixels to either side, of the last block only the first row and column.
+        weight = F.pixel_unshuffle(F.pad(weight, (0, self.stride - 1, 0, self.stride - 1)), self.stride)
         bias = None if bias is None else bias.to(chain[0].weight.dtype)
         self.register_buffer("weight", weight.to(chain[0].weight.dtype), persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if height % self.stride or width % self.stride or min(height, width) < self.strip:
+        if x.shape[-2] % self.stride or x.shape[-1] % self.stride:
             return self.chain(x)
-        y = F.conv2d(F.pixel_unshuffle(x, self.stride), self.weight, self.bias, padding=self.reach)
-        if self.border == 0:
-            return y
-        top = self.chain(x[:, :, : self.strip])[:, :, : self.border]
-        left = self.chain(x[:, :, :, : self.strip])[:, :, self.border :, : self.border]
-        below = torch.cat((left, y[:, :, self.border :, self.border :]), dim=3)
-        return torch.cat((top, below), dim=2)
+        inner = self.without_border(x)[:, :, 1:, 1:]
+        top = self.chain(x[:, :, : self.stride + 1])[:, :, :1]
+        left = self.chain(x[:, :, :, : self.stride + 1])[:, :, 1:, :1]
+        return torch.cat((top, torch.cat((left, inner), dim=3)), dim=2)
+
+    def without_border(self, x: Tensor) -> Tensor:
+        """What is right but for the first row and the first column."""
+        return F.conv2d(F.pixel_unshuffle(x, self.stride), self.weight, self.bias, padding=1)
 
 
 @torch.no_grad()
-def _compose(chain: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor | None, int, int, int]:
-    """Weight and bias in float32, stride and padding of the whole, and how many rows (or columns) of its
-    output, at the beginning, depend on what a later convolution pads with.
+def _compose(chain: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor | None, int]:
+    """Weight [., ., 2 S + 1, 2 S + 1] and bias of the whole, in float32, and its stride and padding S.
 
     With y[i] = sum_k w_1[k] x[i s_1 - p_1 + k] and z[o] = sum_j w_2[j] y[o s_2 - p_2 + j], the weight of
-    x[o s_1 s_2 - (p_2 s_1 + p_1) + n] in z[o] is the sum of w_2[j] w_1[k] over j s_1 + k = n.
+    x[o s_1 s_2 - (p_2 s_1 + p_1) + n] in z[o] is the sum of w_2[j] w_1[k] over j s_1 + k = n. Here s_1 = p_1
+    is the stride so far, s_2 = 2 and p_2 = 1, so that both are doubled, 1, 2, 4.
     """
     first, *others = chain
     weight, bias = first.weight.float(), None if first.bias is None else first.bias.float()
-    stride, padding, border = first.stride[0], first.padding[0], 0
+    stride = 1
     for conv in others:
         outer = conv.weight.float()
         weight = F.conv_transpose2d(outer, weight, stride=stride)
@@ -70,10 +64,8 @@ def _compose(chain: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor | None, int, in
             bias = outer.sum((2, 3)) @ bias
         if conv.bias is not None:
             bias = conv.bias.float() if bias is None else bias + conv.bias.float()
-        padding += conv.padding[0] * stride
-        border = -(-(border + conv.padding[0]) // conv.stride[0])
-        stride *= conv.stride[0]
-    return weight, bias, stride, padding, border
+        stride *= 2
+    return weight, bias, stride
 
 
 def joins(conv: nn.Module, first: bool) -> bool:
