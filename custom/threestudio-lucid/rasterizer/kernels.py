@@ -517,6 +517,17 @@ def _columns_of_record(records, r, tile_row, width, height):
     return np.int64(left), np.int64(right)
 
 
+@njit(inline="always")  # a call that is handed arrays costs more than all that is done here
+def _columns(records, touched, g, first_row, last_row, tile_row, width, height):
+    """The columns of tiles [first, last) that splat g touches on a row of tiles: as noted, or computed anew."""
+    if last_row - first_row > NOTED_ROWS:
+        left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
+    else:
+        k = g * TOUCHED + 2 + 2 * (tile_row - first_row)
+        left, right = np.int64(touched[k]), np.int64(touched[k + 1])
+    return left, right
+
+
 @_kernel(
     "void(i8, i8, f4[::1], f4[::1], f4[::1], f4[::1], f4[::1], i8, i8, i8,"
     "f4[::1], i4[::1], i4[::1], i8[::1], i8[:,:,::1])"
@@ -589,14 +600,10 @@ def make_records(
                 scatter(touched, n, last, TOUCHED, k + 3 + 2 * i, right)
 
             for g in range(first_splat + n, first_splat + min(n + LANES, end)):
-                pairs, k = 0, g * TOUCHED
-                first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+                pairs = 0
+                first_row, last_row = np.int64(touched[g * TOUCHED]), np.int64(touched[g * TOUCHED + 1])
                 for tile_row in range(first_row, last_row):
-                    if last_row - first_row > NOTED_ROWS:
-                        left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
-                    else:
-                        k += 2
-                        left, right = np.int64(touched[k]), np.int64(touched[k + 1])
+                    left, right = _columns(records, touched, g, first_row, last_row, tile_row, width, height)
                     pairs += right - left
                     edges[tile_row * tiles_x + left] += 1
                     edges[tile_row * tiles_x + right] -= 1
@@ -625,14 +632,9 @@ def fill_tiles(start, stop, records, touched, pair_offsets, width, height, tiles
             if pair == pair_offsets[g + 1]:
                 continue
             key = bits[g * RECORD + REC_Z]
-            k = g * TOUCHED
-            first_row, last_row = np.int64(touched[k]), np.int64(touched[k + 1])
+            first_row, last_row = np.int64(touched[g * TOUCHED]), np.int64(touched[g * TOUCHED + 1])
             for tile_row in range(first_row, last_row):
-                if last_row - first_row > NOTED_ROWS:
-                    left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
-                else:
-                    k += 2
-                    left, right = np.int64(touched[k]), np.int64(touched[k + 1])
+                left, right = _columns(records, touched, g, first_row, last_row, tile_row, width, height)
                 for tile in range(tile_row * tiles_x + left, tile_row * tiles_x + right):
                     place = places[v, part, tile]
                     entries[place, 0], entries[place, 1], entries[place, 2] = key, g, pair
