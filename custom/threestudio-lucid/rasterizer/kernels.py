@@ -519,7 +519,7 @@ def _columns_of_record(records, r, tile_row, width, height):
 
 @njit(inline="always")  # a call that is handed arrays costs more than all that is done here
 def _columns(records, touched, g, first_row, last_row, tile_row, width, height):
-    """The columns of tiles [first, last) that splat g touches on a row of tiles: as noted, or computed anew."""
+    """Columns of tiles [first, last) that splat g touches on a row of tiles: as noted, or computed anew."""
     if last_row - first_row > NOTED_ROWS:
         left, right = _columns_of_record(records, g * RECORD, tile_row, width, height)
     else:
