@@ -9,7 +9,8 @@ Configs read them, and the length of the run, through resolvers:
     ${without_words:${prompt}}  the prompt without the words that system.guidance.lora and embeddings bring
 
 `PUBLISHED` holds LucidDreamer's numbers, for Stable Diffusion at 512 pixels. A prior that wants others has a
-recipe.yaml beside its weights, as the bundled one does.
+recipe.yaml beside its weights, as the bundled one does. With `system.guidance.recipe: paper` the interval and
+the timesteps are those of the paper's Algorithm 1, whatever the prior.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import yaml
 from .errors import UserError, check_pair, closest
 from .guidance.adapters import find_adapters, without_words
 from .guidance.cards import find_card
+from .guidance.ism import RECIPE_DEFAULTS
 from .resolvers import register_resolver
 
 PUBLISHED: dict[str, Any] = {
@@ -137,6 +139,22 @@ def find_recipe(prior: str) -> dict[str, Any]:
     return PUBLISHED | content
 
 
+def algorithm_1(highest: Any = None) -> dict[str, Any]:
+    """The paper's values of a recipe's keys: one interval, and the same range of timesteps at every step.
+
+    Args:
+        highest: the `max_step_percent` that is given, if any: the range ends there from first to last.
+    """
+    numbers = RECIPE_DEFAULTS["paper"]
+    end = highest if isinstance(highest, int | float) else numbers["max_step_percent_end"]
+    return {
+        "delta_t": numbers["delta_t"],
+        "delta_s": numbers["delta_s"],
+        "max_step_percent_end": end,
+        "warmup": numbers["warmup_steps"],
+    }
+
+
 def part(fraction: float, max_steps: int) -> int:
     """A part of the run in whole steps, at least 1 unless the part is 0.
 
@@ -177,6 +195,11 @@ def register_resolvers() -> None:
     def recipe_of(key: str, *, _root_: Any) -> Any:
         recipe = find_recipe(str(_root_.system.guidance.prior))
         _check_key(key, "recipe")
+        guidance = _root_.system.guidance
+        if guidance.get("recipe") == "paper":
+            recipe = recipe | algorithm_1(guidance.get("max_step_percent"))
+            if key == "delta_t_start":  # nothing is annealed
+                return guidance.get("delta_t", recipe["delta_t"])
         return recipe[key]
 
     def prompt_without(prompt: str, *, _root_: Any) -> str:

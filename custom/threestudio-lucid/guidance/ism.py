@@ -9,6 +9,8 @@ results):
 
     |                  | released                              | paper (Algorithm 1)                   |
     |------------------|---------------------------------------|---------------------------------------|
+    | t                | annealed from 20..979 to 20..499      | 1..999, the same at every step        |
+    | interval         | annealed from 100 to 25, 50 or 80     | 50, the same at every step            |
     | starts from      | latents + a little noise, at tau = 1  | clean latents, ab = 1, at tau = 0     |
     | strides          | full delta_S, the last one shorter    | ceil(s / delta_S) equal ones          |
     | guidance against | the negative prompt                   | the empty prompt                      |
@@ -21,6 +23,7 @@ s; equal steps no longer than delta_S are our reading. It leaves w(t) open; we k
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +42,29 @@ from .trajectory import (
 )
 
 RECIPES = ("released", "paper")
+# What a field of the guidance that is null means, by recipe.
+RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "released": {
+        "delta_t": 80,
+        "delta_t_start": 100,
+        "delta_s": 200,
+        "xs_inv_steps": 5,
+        "min_step_percent": 0.02,
+        "max_step_percent": 0.98,
+        "max_step_percent_end": 0.5,
+        "warmup_steps": 1500,
+    },
+    "paper": {
+        "delta_t": 50,
+        "delta_t_start": 0,  # never below delta_t: no annealing
+        "delta_s": 200,
+        "xs_inv_steps": 5,
+        "min_step_percent": 0.0,
+        "max_step_percent": 1.0,
+        "max_step_percent_end": 1.0,
+        "warmup_steps": 0,
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -24,37 +24,13 @@ from .adapters import find_adapters
 from .cards import find_card
 from .combine import Conditioning, guided_output
 from .control import Control
-from .ism import RECIPES, Distillation, ism_step
+from .ism import RECIPE_DEFAULTS, RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
 from .schedule import draw_index, index_range, interval, warmup_rate
 from .sds import sds_step
 from .trajectory import Model, ddim_step, x0_and_eps
 from .vocabulary import check_words
-
-# What a field that is null in the config means, by recipe.
-RECIPE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "released": {
-        "delta_t": 80,
-        "delta_t_start": 100,
-        "delta_s": 200,
-        "xs_inv_steps": 5,
-        "min_step_percent": 0.02,
-        "max_step_percent": 0.98,
-        "max_step_percent_end": 0.5,
-        "warmup_steps": 1500,
-    },
-    "paper": {
-        "delta_t": 50,
-        "delta_t_start": 0,  # never below delta_t: no annealing
-        "delta_s": 200,
-        "xs_inv_steps": 5,
-        "min_step_percent": 0.0,
-        "max_step_percent": 1.0,
-        "max_step_percent_end": 1.0,
-        "warmup_steps": 0,
-    },
-}
 
 
 class LucidGuidance(BaseObject):
