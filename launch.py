@@ -28,7 +28,8 @@ examples:
   python launch.py --config outputs/x/y@z/configs/parsed.yaml --export resume=outputs/x/y@z/ckpts/last.ckpt
 
 settings:
-  key.sub=value changes what the config says; values are YAML: 3, 1e-3, true, null, [1,2], "some words".
+  key.sub=value changes what the config says. Text (prompts, paths, names) is taken as it is typed; other
+  values are YAML: 3, 1e-3, true, null, [1,2], {a: 1}.
   A list is a schedule where the config allows one: [start_step, from, to, end_step].
   seed=1 tag=name exp_root_dir=folder resume=checkpoint work with every config.
 
@@ -74,6 +75,11 @@ def epilog() -> str:
     width = max((len(path) for path, _ in listed), default=0)
     lines = [f"  {path:{width}}  {description}".rstrip() for path, description in listed]
     return "configs:\n" + "\n".join(lines or ["  (none here)"]) + "\n\n" + EXAMPLES
+
+
+def _is_text(argument: str) -> bool:
+    """Whether all of its bytes were of the terminal's encoding."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -156,6 +162,9 @@ def main(argv: list[str] | None = None) -> int:
     if checkout is not None:
         hand_over(checkout)
         return 0
+    for argument in argv:
+        if not _is_text(argument):
+            fail(f"{argument!a} is no text: it has bytes that are not UTF-8.")
     args, overrides = parse_arguments(argv)
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

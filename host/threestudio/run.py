@@ -46,6 +46,7 @@ from threestudio.utils.errors import (
     is_user_error,
 )
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
+from threestudio.utils.overrides import escaped
 
 STAGES = ("train", "validate", "test", "export")
 
@@ -174,7 +175,7 @@ def _read_checkpoint(cfg: ExperimentConfig, stage: str) -> tuple[int, int]:
     """Check the checkpoint to resume from; its (epoch, global step), (0, 0) without one."""
     if cfg.resume is None:
         return 0, 0
-    cfg.resume = find_last_path(cfg.resume)
+    cfg.resume = escaped(find_last_path(cfg.resume))
     checkpoint = load_checkpoint(cfg.resume, map_location="cpu")
     if stage == "train" and "optimizer_states" not in checkpoint:
         raise CheckpointError(

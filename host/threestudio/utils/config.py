@@ -28,7 +28,6 @@ from omegaconf.errors import (
 
 import threestudio
 from threestudio.utils.errors import (
-    CommandLineError,
     ConfigFileError,
     ConfigValueError,
     UnknownKeyError,
@@ -37,6 +36,7 @@ from threestudio.utils.errors import (
     is_user_error,
 )
 from threestudio.utils.misc import schedule_knots
+from threestudio.utils.overrides import annotations_of, apply_overrides, escape_all, escaped, is_text
 
 # ---- resolvers ---------------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ def load_config(
 
     Args:
         yamls: paths, or the text itself with ``from_string``; later ones win.
-        cli_args: ``key.sub=value`` items; values are read as YAML.
+        cli_args: ``key.sub=value`` items, see `threestudio.utils.overrides`.
         kwargs: top-level values, e.g. ``n_gpus``.
 
     Raises:
@@ -187,45 +187,18 @@ def load_config(
     """
     parts = [_parse_yaml(text, "the config text") if from_string else _load_yaml(text) for text in yamls]
     try:
-        cfg = OmegaConf.merge(*parts, parse_cli(cli_args), kwargs)
-        if not isinstance(cfg, DictConfig):
+        merged = OmegaConf.merge(*parts)
+        if not isinstance(merged, DictConfig):
             raise ConfigValueError("A config file is a mapping of keys to values.")
-        _reject_missing(cfg)
-        OmegaConf.resolve(cfg)
+        tree = OmegaConf.to_container(merged)
+        apply_overrides(tree, cli_args, ExperimentConfig)
+        tree |= kwargs
+        _reject_missing(tree)
+        # Not OmegaConf.resolve, after which texts with an escaped ${ would be references.
+        resolved = escape_all(OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
     except OmegaConfBaseException as error:
         raise _readable(error) from error
-    return parse_structured(ExperimentConfig, cfg)
-
-
-def parse_cli(cli_args: Sequence[str]) -> DictConfig:
-    """``["a.b=1", ...]`` as a config.
-
-    Raises:
-        CommandLineError: an item that is not ``key=value``, or a value that is not YAML.
-    """
-    merged = OmegaConf.create()
-    for item in cli_args:
-        key, separator, _ = item.partition("=")
-        if not separator or not re.fullmatch(r"[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*", key):
-            raise CommandLineError(_bad_item_message(item, key, bool(separator)))
-        try:
-            merged.merge_with_dotlist([item])
-        except (yaml.YAMLError, OmegaConfBaseException, AttributeError, TypeError) as error:
-            raise CommandLineError(
-                f"Cannot read the value of {item!r}: {_first_line(error)}. Quote text that contains "
-                f"any of {{}}[]:#,'\" twice, e.g. {key}='\"a: b\"'."
-            ) from error
-    return merged
-
-
-def _bad_item_message(item: str, key: str, has_value: bool) -> str:
-    if item.startswith("-"):
-        return f"Unknown option {item!r}. Settings are written key.sub=value; --help shows the options."
-    if item.startswith(("+", "~")):
-        return f"Cannot read {item!r}: write key.sub=value, without + or ~; keys cannot be deleted here."
-    if not has_value:
-        return f'Cannot read {item!r}: write key.sub=value, and quote values with spaces: key="a b".'
-    return f"Cannot read {item!r}: {key!r} is not a config key such as system.guidance.guidance_scale."
+    return parse_structured(ExperimentConfig, OmegaConf.create(resolved))
 
 
 def _load_yaml(path: str) -> DictConfig:
@@ -275,8 +248,8 @@ def _parse_yaml(text: str, source: str) -> DictConfig:
     return parsed
 
 
-def _reject_missing(cfg: DictConfig) -> None:
-    missing = _missing_keys(OmegaConf.to_container(cfg, resolve=False))
+def _reject_missing(tree: dict[str, Any]) -> None:
+    missing = _missing_keys(tree)
     if missing:
         examples = " ".join(f"{key}=..." for key in missing)
         raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
@@ -352,8 +325,8 @@ def dump_config(path: str, config: Any) -> None:
 def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
     """``cfg`` checked against the dataclass ``fields``, as a structured config.
 
-    Scalars are checked and coerced.  A list or mapping passes unchecked into any field, which is how a
-    schedule fits a field annotated ``float``.
+    Scalars are checked and coerced.  A list or mapping passes unchecked into any field but one of text, which
+    is how a schedule fits a field annotated ``float``.
 
     Raises:
         UnknownKeyError: (a TypeError) keys that ``fields`` does not have.
@@ -366,8 +339,10 @@ def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
     except OmegaConfBaseException as error:
         raise _readable(error, section.key) from error
     _reject_unknown_keys(section, fields, values)
+    _reject_lists_as_text(section, fields, values)
     try:
         instance = fields(**values)
+        _escape_texts(instance)
         parsed = OmegaConf.structured(instance)
     except OmegaConfBaseException as error:
         raise _type_error(section, fields, values, error) from error
@@ -447,6 +422,21 @@ def _reject_unknown_keys(section: _Section, fields: Any, values: dict[str, Any])
     )
 
 
+def _reject_lists_as_text(section: _Section, fields: Any, values: dict[str, Any]) -> None:
+    annotations = annotations_of(fields)
+    for key, value in values.items():
+        if isinstance(value, DictConfig | ListConfig | dict | list) and is_text(annotations.get(key)):
+            raise _type_message(section, fields, key, value)
+
+
+def _escape_texts(instance: Any) -> None:
+    """Texts of a dataclass as OmegaConf wants them; all references have been followed by now."""
+    for spec in dataclasses.fields(instance):
+        value = getattr(instance, spec.name)
+        if isinstance(value, str) and "${" in value:
+            object.__setattr__(instance, spec.name, escaped(value))
+
+
 def _wrong_type(fields: Any, values: dict[str, Any]) -> OmegaConfBaseException | None:
     """omegaconf's error for a value of the wrong type, which a check in ``__post_init__`` stumbled over."""
     parsed = OmegaConf.structured(fields)  # of the class: nothing is checked yet
@@ -464,9 +454,12 @@ def _type_error(
     key = (error.full_key or "").split(".")[0]
     if not isinstance(error, ValidationError) or key not in values:
         return _readable(error, section.key)
+    return _type_message(section, fields, key, values[key])
+
+
+def _type_message(section: _Section, fields: Any, key: str, value: Any) -> ConfigValueError:
     annotation = next(f.type for f in dataclasses.fields(fields) if f.name == key)
     wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    value = values[key]
     full_key = f"{section.key}.{key}" if section.key else key
     kind = "a list" if isinstance(value, (list, ListConfig)) else type(value).__name__
     owner = "" if section.name == ExperimentConfig.__name__ else f" of {section.name}"
