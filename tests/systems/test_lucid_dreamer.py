@@ -45,6 +45,29 @@ def test_metrics_tell_the_run(finished):
     assert set(metrics["losses"]) == {"loss", "loss_sds", "loss_tv", "loss_scale"}
 
 
+def relocating(folder):
+    config = toy_config(folder)
+    density = {"policy": "relocation", "start": 1, "until": 11, "every": 2, "growth": 1.5, "noise": 10.0}
+    config["system"]["density"] = density
+    return config
+
+
+def test_relocation_fills_the_cloud_by_its_budget(tmp_path):
+    trial = launch(relocating(tmp_path), tmp_path)
+    metrics = json.loads((trial / "save/it12-metrics.json").read_text())
+    assert metrics["gaussians"] == 150
+    assert metrics["density"]["full_since"] == 10 and metrics["density"]["rounds"] == 5
+    assert metrics["density"]["cloned"] - metrics["density"]["pruned"] == 150 - 60
+
+
+def test_a_relocating_run_resumes_to_the_same_result(tmp_path):
+    whole = results(launch(relocating(tmp_path / "a"), tmp_path / "a"))
+    trial = launch(relocating(tmp_path / "b"), tmp_path / "b", "trainer.max_steps=8")
+    checkpoint = trial / "ckpts/last.ckpt"
+    launch(relocating(tmp_path / "b"), tmp_path / "b", f"resume={checkpoint}")
+    assert results(trial) == whole
+
+
 def test_every_nth_step_is_logged(tmp_path):
     trial = launch(toy_config(tmp_path), tmp_path, "trainer.log_every_n_steps=5")
     with (trial / "csv_logs/version_0/metrics.csv").open() as file:

@@ -60,11 +60,18 @@ def test_record_survives_a_checkpoint():
     record = Record()
     record.update({"loss": torch.tensor(2.0), "gaussians": torch.tensor(5.0)})
     record.update({"loss": torch.tensor(1.0)})
-    record.count(DensityReport(1, 2, 3, 4, 99))
+    record.count(DensityReport(1, 2, 3, 4, 99), step=7, capacity=99)
     again = Record.from_state(record.state())
     assert again == record
     assert again.summary() == {
-        "density": {"cloned": 1, "split": 2, "pruned": 3, "refused": 4},
+        "density": {
+            "cloned": 1,
+            "split": 2,
+            "pruned": 3,
+            "refused": 4,
+            "rounds": 1,
+            "full_since": 7,
+        },
         "losses": {"loss": pytest.approx(1.98)},
     }
 

@@ -21,6 +21,7 @@ from ..points.shapes import GREY
 from .cloud import MAX_SH_DEGREE, PARAMETERS, GaussianCloud, Gaussians, gaussians_from_points
 from .density import DensityReport, DensityRules, refine, reset_opacity, screen_gradients
 from .ply import read_ply
+from .relocation import RelocationRules, relocate, wander
 
 
 @threestudio.register("lucid-gaussian-splatting")
@@ -185,6 +186,17 @@ class LucidGaussianSplatting(BaseGeometry):
         """One round of clone, split and prune."""
         c = self.cloud
         return refine(c.params, moments, c.n, c.grad_sum, c.grad_count, rules, draw, c.frozen)
+
+    def relocate(
+        self, moments: dict[str, list[Tensor]], rules: RelocationRules, draw: torch.Generator
+    ) -> DensityReport:
+        """One round of relocation."""
+        c = self.cloud
+        return relocate(c.params, moments, c.n, rules, draw, c.frozen)
+
+    def wander(self, rate: float, draw: torch.Generator) -> None:
+        """Noise on the positions of faint Gaussians."""
+        wander(self.cloud.params, self.cloud.n, rate, draw, self.cloud.frozen)
 
     def reset_opacity(self, moments: dict[str, list[Tensor]], maximum: float) -> None:
         """opacity <- min(opacity, maximum)."""

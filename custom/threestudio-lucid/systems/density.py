@@ -1,17 +1,26 @@
-"""When density control happens in a run: LucidDreamer's timetable around `gaussians.density`."""
+"""When density control happens in a run: LucidDreamer's timetable around `gaussians.density`, or that of
+3DGS-MCMC around `gaussians.relocation`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import UserError, check_range
+from ..errors import UserError, check_choice, check_range
 from ..gaussians.density import DensityRules
+from ..gaussians.relocation import RelocationRules, budget
+
+POLICIES = ("gradient", "relocation")
 
 
 @dataclass
 class DensityConfig:
     """Timetable and thresholds of density control. Steps count from 1; the defaults are for 5000 of them."""
 
+    policy: str = "gradient"
+    """gradient: clone, split and prune by thresholds (3DGS, LucidDreamer); relocation: those that nobody sees
+    move to where others are, and the cloud grows by a budget (3DGS-MCMC).
+    """
     start: int = 100
     """No clone, split or prune up to and including this step."""
     until: int = 3000
@@ -37,7 +46,15 @@ class DensityConfig:
     last_view_only: bool = False
     """Gather gradients from the last view of a batch only, as the released code does; else from all."""
 
+    growth: float = 1.05
+    """relocation: most that the cloud grows by in a round, as a factor; it has its capacity at `until`."""
+    noise: float = 5e5
+    """relocation: noise on the positions of faint Gaussians, in units of lr_means; 0: none."""
+
     def __post_init__(self) -> None:
+        check_choice("density.policy", self.policy, POLICIES)
+        check_range("density.growth", self.growth, 1.0)
+        check_range("density.noise", self.noise, 0.0)
         for name in ("start", "until", "prune_scale_after", "reset_every"):
             check_range(f"density.{name}", getattr(self, name), 0)
         check_range("density.every", self.every, 1)
@@ -54,7 +71,7 @@ class DensityConfig:
 
 def gathers(cfg: DensityConfig, step: int) -> bool:
     """Whether step `step` (from 1) adds to the statistics."""
-    return step < cfg.until
+    return step < cfg.until and cfg.policy == "gradient"
 
 
 def refines(cfg: DensityConfig, step: int) -> bool:
@@ -64,7 +81,7 @@ def refines(cfg: DensityConfig, step: int) -> bool:
 
 def resets(cfg: DensityConfig, step: int) -> bool:
     """Whether step `step` (from 1) ends with a reset of the opacities."""
-    return step < cfg.until and cfg.reset_every > 0 and step % cfg.reset_every == 0
+    return gathers(cfg, step) and cfg.reset_every > 0 and step % cfg.reset_every == 0
 
 
 def rules(cfg: DensityConfig, step: int) -> DensityRules:
@@ -75,3 +92,9 @@ def rules(cfg: DensityConfig, step: int) -> DensityRules:
         prune_opacity=cfg.prune_opacity,
         prune_scale=cfg.prune_scale if step > cfg.prune_scale_after else None,
     )
+
+
+def relocation_rules(cfg: DensityConfig, step: int, first: int, capacity: int) -> RelocationRules:
+    """Budget of the round after step `step` (from 1), for a cloud that began with `first` Gaussians."""
+    progress = (step - cfg.start) / max(cfg.until - 1 - cfg.start, 1)
+    return RelocationRules(budget(first, capacity, progress), cfg.growth, cfg.prune_opacity)

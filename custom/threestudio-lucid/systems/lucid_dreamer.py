@@ -177,6 +177,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             self.record.update(logs)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._wander(rates, step + 1)
 
     def _loss(
         self, out: dict[str, Any], batch: dict[str, Any], show_disparity: bool
@@ -256,13 +257,25 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         if timetable.refines(self.density, step):
             self._sum_over_processes(cloud.grad_sum, cloud.grad_count)
             draw = generator(self.cfg.seed, "density", step)
-            self._report(self.geometry.refine(moments, timetable.rules(self.density, step), draw), step)
+            self._report(self._round(moments, draw, step), step)
             # Gradients belong to the rows as they were: as in the released code, Adam skips this step.
             for p in cloud.params.values():
                 p.grad = None
         if timetable.resets(self.density, step):
             self.geometry.reset_opacity(moments, self.density.reset_opacity)
             cloud.logit_opacities.grad = None
+
+    def _round(self, moments: dict[str, list[Tensor]], draw: torch.Generator, step: int) -> DensityReport:
+        if self.density.policy == "gradient":
+            return self.geometry.refine(moments, timetable.rules(self.density, step), draw)
+        sizes = self.geometry.cfg.num_points, self.geometry.cloud.capacity
+        return self.geometry.relocate(moments, timetable.relocation_rules(self.density, step, *sizes), draw)
+
+    def _wander(self, rates: dict[str, float], step: int) -> None:
+        """After Adam: the noise that relocation wants, the same in every process."""
+        if self.density.policy == "relocation" and self.density.noise and step < self.density.until:
+            draw = generator(self.cfg.seed, "wander", step, device=self.geometry.cloud.means.device)
+            self.geometry.wander(self.density.noise * rates["geometry.means"], draw)
 
     def _gather(self, rendered: list) -> None:
         if self.density.last_view_only:
@@ -279,7 +292,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
                 torch.distributed.all_reduce(tensor)
 
     def _report(self, report: DensityReport, step: int) -> None:
-        self.record.count(report)
+        self.record.count(report, step, self.geometry.cloud.capacity)
         if report.n == 0:
             raise UserError(
                 f"No Gaussian is left after step {step}: all fell below density.prune_opacity or above "

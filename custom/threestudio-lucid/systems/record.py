@@ -17,13 +17,18 @@ HORIZON = 50
 
 @dataclass
 class Record:
-    """Running means of the losses and counts of density control."""
+    """Running means of the losses and counts of density control.
+
+    `full_since` is the step of the first round from which on the cloud was as large as it may be.
+    """
 
     means: dict[str, float] = field(default_factory=dict)
     cloned: int = 0
     split: int = 0
     pruned: int = 0
     refused: int = 0
+    rounds: int = 0
+    full_since: int | None = None
 
     def update(self, values: Mapping[str, Tensor]) -> None:
         """Takes in one step's losses; a loss that is new starts its mean."""
@@ -35,14 +40,20 @@ class Record:
         for name, x in zip(losses, numbers, strict=True):
             self.means[name] = x if name not in self.means else _towards(self.means[name], x)
 
-    def count(self, report: DensityReport) -> None:
+    def count(self, report: DensityReport, step: int, capacity: int) -> None:
         """Takes in one round of density control."""
+        self.rounds += 1
+        if report.n < capacity:
+            self.full_since = None
+        elif self.full_since is None:
+            self.full_since = step
         for name in ("cloned", "split", "pruned", "refused"):
             setattr(self, name, getattr(self, name) + getattr(report, name))
 
     def summary(self) -> dict[str, Any]:
         """For metrics.json."""
-        counts = {name: getattr(self, name) for name in ("cloned", "split", "pruned", "refused")}
+        names = ("cloned", "split", "pruned", "refused", "rounds", "full_since")
+        counts = {name: getattr(self, name) for name in names}
         return {"density": counts, "losses": dict(sorted(self.means.items()))}
 
     def state(self) -> dict[str, Any]:
