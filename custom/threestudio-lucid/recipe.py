@@ -26,6 +26,7 @@ from .guidance.adapters import find_adapters, without_words
 from .guidance.cards import find_card
 from .guidance.ism import RECIPE_DEFAULTS
 from .resolvers import register_resolver
+from .texts import check_prompt
 
 PUBLISHED: dict[str, Any] = {
     # length of the run, and cameras a step
@@ -205,6 +206,7 @@ def register_resolvers() -> None:
     def prompt_without(prompt: str, *, _root_: Any) -> str:
         from omegaconf import OmegaConf
 
+        check_prompt(prompt, "system.prompt_processor.prompt")
         given = [OmegaConf.select(_root_, f"system.guidance.{key}") for key in ("lora", "embeddings")]
         if not any(given):
             return prompt

@@ -227,6 +227,63 @@ def test_a_cache_that_cannot_be_written_is_no_error(saved_priors, tmp_path):
     assert output.views.shape == (4, 40, 12)
 
 
+# --- long prompts -------------------------------------------------------------------------------------------
+
+LONG = "a mug of blue glass, on a table, with tea and milk"  # the tiny encoder reads 38 letters
+
+
+def heard(monkeypatch) -> list[str]:
+    said: list[str] = []
+    for level in ("info", "warn"):
+        monkeypatch.setattr(threestudio, level, said.append)
+    return said
+
+
+def test_a_long_prompt_keeps_its_view_words(saved_priors, tmp_path, monkeypatch):
+    said = heard(monkeypatch)
+    output = make(saved_priors["kl"], tmp_path, prompt=LONG)()
+    assert output.prompt == "a mug of blue glass, on a table"
+    for name in view.VIEWS:
+        text = f"a mug of blue glass, on a table, {name} view"
+        torch.testing.assert_close(output.views[view.VIEWS.index(name)], encoded(saved_priors["kl"], text)[0])
+    assert not torch.allclose(output.views[0], output.views[1], atol=1e-3)
+    (cut,) = [line for line in said if "too long" in line]
+    assert "system.prompt_processor.prompt" in cut and cut.endswith("'with tea and milk'")
+    said.clear()
+    assert torch.equal(make(saved_priors["kl"], tmp_path, prompt=LONG)().views, output.views)
+    assert sum("too long" in line for line in said) == 1  # of cached embeddings, too
+
+
+def test_without_views_nothing_is_kept_free_for_them(saved_priors, tmp_path):
+    text = "a mug of blue glass with tea in it"
+    assert make(saved_priors["kl"], tmp_path, prompt=text, view_dependent=False)().prompt == text
+    assert make(saved_priors["kl"], tmp_path, prompt=text)().prompt != text
+
+
+def test_other_texts_are_cut_too(saved_priors, tmp_path, monkeypatch):
+    said = heard(monkeypatch)
+    fields = ("negative_prompt", "prompt_back", "source_prompt")
+    output = make(saved_priors["kl"], tmp_path, **dict.fromkeys(fields, LONG))()
+    assert output.prompts["source back"] == "a mug of blue glass, on a table, back view"
+    assert (
+        output.prompts["back"]
+        == output.prompts["negative"]
+        == "a mug of blue glass, on a table, with tea and"
+    )
+    told = [line.split()[0] for line in said if "too long" in line]
+    assert sorted(told) == sorted(f"system.prompt_processor.{field}" for field in fields)
+
+
+def test_no_log_line_holds_a_whole_long_prompt(saved_priors, tmp_path, monkeypatch):
+    said = heard(monkeypatch)
+    make(saved_priors["kl"], tmp_path, prompt="a very long prompt " * 100)
+    assert said and all(len(line) < 300 for line in said)
+
+
+def test_two_lines_are_one_prompt(saved_priors, tmp_path):
+    assert make(saved_priors["kl"], tmp_path, prompt="a red\n mug\n")().prompt == "a red mug"
+
+
 # --- mistakes -----------------------------------------------------------------------------------------------
 
 
@@ -234,6 +291,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(saved_priors, tmp_path):
     ("config", "expected"),
     [
         ({"prompt": " "}, 'system.prompt_processor.prompt="a hamburger"'),
+        ({"prompt": "a\0mug"}, "system.prompt_processor.prompt is no text"),
+        ({"negative_prompt": "\x1b"}, "system.prompt_processor.negative_prompt is no text"),
+        ({"front_threshold": 100.0, "back_threshold": 90.0}, "front_threshold (100) and back_threshold (90)"),
         ({"view_blend": "cubic"}, "system.prompt_processor.view_blend is 'cubic'"),
         ({"overhead_threshold": 200.0}, "at most 90"),
         ({"perp_neg_weight": 1.0}, "perp_neg_weight is 1.0; it must be at most 0"),
@@ -254,6 +314,11 @@ def test_unknown_words(own_prior, tmp_path):
     for field in ("prompt", "negative_prompt"):
         with pytest.raises(UserError, match=f"system.prompt_processor.{field}: .*'cup'"):
             make(own_prior, tmp_path, **{field: "a cup"})
+        for text, unknown in (("☕", "'☕'"), ("a mug ☕", "'☕'"), ("...", "no word"), ("!!!", "no word")):
+            with pytest.raises(UserError, match=f"system.prompt_processor.{field}: .*{unknown}"):
+                make(own_prior, tmp_path, **{field: text})
+    with pytest.raises(UserError, match="'word7', and 92 more"):
+        make(own_prior, tmp_path, prompt=" ".join(f"word{i}" for i in range(100)))
 
 
 def test_perp_neg_must_be_on_to_be_asked_for(saved_priors, tmp_path):

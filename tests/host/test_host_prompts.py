@@ -11,6 +11,7 @@ import torch
 import threestudio
 from threestudio.models.prompt_processors.base import (
     PromptProcessor,
+    fit_prompts,
     hash_prompt,
     save_embedding,
     shift_azimuth_deg,
@@ -233,8 +234,28 @@ def test_clip_last_hidden_states_and_truncation(tmp_path):
     )
     out = processor()
     assert out.text_embeddings.shape == (1, 12, 8)
-    ids = tokenizer(
-        "a very long mug", padding="max_length", max_length=12, truncation=True, return_tensors="pt"
-    )
+    ids = tokenizer("a very long", padding="max_length", max_length=12, return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(out.text_embeddings.cpu(), encoder(ids.input_ids)[0])
+
+
+def test_a_long_prompt_keeps_its_directions(monkeypatch):
+    """As many words as fit, and the direction; what is left out is said once of each prompt."""
+    said = []
+    monkeypatch.setattr(threestudio, "warn", said.append)
+    prompts = ["a b c d e f g h i", *(f"a b c d e f g h i, {name} view" for name in ("side", "front"))]
+    found = fit_prompts([*prompts, "short", "z" * 20], lambda text: len(text) <= 15)
+    assert found == ["a b c d e f g h", "a b, side view", "a b, front view", "short", "z" * 15]
+    assert len(said) == 2
+    assert said[0].endswith("'c d e f g h i'") and said[1].endswith("'zzzzz'")
+
+
+def test_no_log_line_holds_a_whole_long_prompt(monkeypatch):
+    said = []
+    monkeypatch.setattr(threestudio, "info", said.append)
+    processor(prompt="a very long prompt " * 100)
+    assert all(len(line) < 300 for line in said)
+
+
+def test_two_lines_are_one_prompt():
+    assert processor(prompt="a red\nmug\n").prompts_vd[0] == "a red mug, side view"

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from ..errors import UserError, check_choice
 from . import folder as files
 from .adapters import NONE, Adapters
-from .cards import DTYPES, Card, announce, find_card, is_hub_id
-from .embeddings import add_words, spell_out
+from .cards import DTYPES, Card, find_card, is_hub_id
+from .embeddings import add_words, read_embedding, spell_out
 from .graphs import Replayed, ReplayedWithGradient
 from .joined import join_leading
 from .layers import LARGEST_PRODUCT, multiply_wide_heads, normalise_by_channels
@@ -140,7 +140,10 @@ class Prior:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask."""
+        """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask.
+
+        What is too long is cut; see `reads_all_of`.
+        """
         tokenizer, encoder = self._text
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         if self.adapters.embeddings:
@@ -148,12 +151,24 @@ class Prior:
         ids = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        for prompt in prompts:
-            if (n := len(tokenizer.tokenize(prompt))) > length - 2:
-                announce(
-                    f"The prior reads only the first {length - 2} of {n} tokens of the prompt {prompt!r}."
-                )
         return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
+
+    def reads_all_of(self, prompt: str) -> bool:
+        """Whether a prompt is short enough for the text encoder, which has two places less than it reads."""
+        words = [(e.token, len(read_embedding(e.file)[1])) for e in self.adapters.embeddings]
+        most = len(prompt.encode()) + sum(prompt.count(token) * vectors for token, vectors in words)
+        if most <= self.text_length:  # there is no token of less than a byte
+            return True
+        tokenizer = self._text[0] if words else self._tokenizer
+        with quiet():  # transformers would say that it is too long
+            tokens = tokenizer.tokenize(spell_out(prompt, tokenizer) if words else prompt)
+        return len(tokens) <= self.text_length
+
+    @cached_property
+    def text_length(self) -> int:
+        """Tokens of a prompt that the text encoder reads, not counting those that mark its ends."""
+        places = files.read_config(self.configs, "text_encoder").get("max_position_embeddings", 77)
+        return min(self._tokenizer.model_max_length, places) - 2
 
     @torch.no_grad()
     @in_own_precision
@@ -241,13 +256,23 @@ class Prior:
             vae.encoder.layers = join_leading(vae.encoder.layers)
         return vae.to(memory_format=torch.channels_last)
 
-    @cached_property
-    def _text(self) -> tuple[Any, Any]:
-        """CLIPTokenizer and CLIPTextModel."""
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def _new_tokenizer(self) -> Any:
+        from transformers import CLIPTokenizer
 
         with quiet(), loading(self.configs):
-            tokenizer = CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
+            return CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """CLIPTokenizer, without the words of adapters."""
+        return self._new_tokenizer()
+
+    @cached_property
+    def _text(self) -> tuple[Any, Any]:
+        """CLIPTokenizer and CLIPTextModel, with the words and LoRA of the adapters."""
+        from transformers import CLIPTextModel
+
+        tokenizer = self._new_tokenizer()
         encoder = self._component("text_encoder", CLIPTextModel, torch.float32)
         with quiet():
             merge_loras(encoder, "text_encoder", self.adapters.loras, self.card.name)

@@ -17,6 +17,7 @@ from threestudio.utils.base import BaseObject
 
 from ..errors import UserError, check_choice, check_range
 from ..seeding import generator
+from ..texts import shortened
 from .cloud import PointCloud
 from .frame import AXES
 from .shapes import SHAPES
@@ -132,7 +133,7 @@ class TextPoints(PointInitializer):
         names = ("points", "guidance_scale", "steps", "base", "upsampler", "text_encoder")
         given = {name: self.cfg[name] for name in names if self.cfg[name] is not None}
         form = "{l_bar}{bar}| {elapsed}<{remaining}"
-        with tqdm(total=1.0, desc=f"Points of {self.cfg.value!r}", bar_format=form) as bar:
+        with tqdm(total=1.0, desc=f"Points of {shortened(self.cfg.value)!r}", bar_format=form) as bar:
             return generate(
                 self.cfg.value,
                 draw,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -20,6 +21,7 @@ from ..guidance.cards import find_card
 from ..guidance.combine import Conditioning
 from ..guidance.prior import Prior
 from ..guidance.vocabulary import check_words, normalise
+from ..texts import check_prompt, check_text, cut_to_fit, shortened
 from . import view
 
 BLENDS = ("linear", "nearest")
@@ -216,11 +218,12 @@ class LucidPromptProcessor(BaseObject):
         card, where = find_card(self.cfg.prior), "system.prompt_processor."
         adapters = find_adapters(self.cfg.lora, self.cfg.embeddings, card, where=where)
         self.prior = Prior.load(card, self.device, adapters=adapters)
-        self.prompts = self._texts()
         for field, text in self._given().items():
             check_words(text, self.prior.card, where=where + field)
+        self.prompts = self._texts()
         texts = list(dict.fromkeys(self.prompts.values()))
         found = dict(zip(texts, self._encode(texts), strict=True))
+        self.prior.release_text_encoder()
         embeddings = {name: found[text] for name, text in self.prompts.items()}
         self._output = ViewPrompts(
             plain=embeddings["plain"],
@@ -242,7 +245,7 @@ class LucidPromptProcessor(BaseObject):
             source=embeddings.get("source"),
             source_views=self._views(embeddings, "source ") if self.cfg.source_prompt else None,
         )
-        threestudio.info(f"Prompt: {self.prompts['plain']!r}, seen by {self.prior.card.name}")
+        threestudio.info(f"Prompt: {shortened(self.prompts['plain'])!r}, seen by {self.prior.card.name}")
         said = " ".join(self.prompts.get(name, "") for name in ("plain", "negative", "source"))
         if adapters.words and without_words(said, adapters.words) == " ".join(said.split()):
             threestudio.warn(
@@ -259,11 +262,17 @@ class LucidPromptProcessor(BaseObject):
         check_choice(where + "view_blend", self.cfg.view_blend, BLENDS)
         check_range(where + "front_threshold", self.cfg.front_threshold, 0.0, 180.0)
         check_range(where + "back_threshold", self.cfg.back_threshold, 0.0, 180.0)
+        if self.cfg.front_threshold + self.cfg.back_threshold > 180.0:
+            raise UserError(
+                f"{where}front_threshold ({self.cfg.front_threshold:g}) and back_threshold "
+                f"({self.cfg.back_threshold:g}) make more than 180 degrees: some would be front and back."
+            )
         check_range(where + "perp_neg_weight", self.cfg.perp_neg_weight, high=0.0)
         if self.cfg.overhead_threshold is not None:
             check_range(where + "overhead_threshold", self.cfg.overhead_threshold, -90.0, 90.0)
-        if not self.cfg.prompt.strip():
-            raise UserError('There is no prompt: add system.prompt_processor.prompt="a hamburger".')
+        check_prompt(self.cfg.prompt, where + "prompt")
+        for field, text in self._given().items():
+            check_text(text, where + field)
         if self.cfg.use_perp_neg and not self.cfg.view_dependent:
             raise UserError(where + "use_perp_neg needs view_dependent prompts: set view_dependent=true.")
 
@@ -278,18 +287,37 @@ class LucidPromptProcessor(BaseObject):
 
         With a source prompt also source, source front, source side, ...
         """
-        card = self.prior.card
-        plain = normalise(self.cfg.prompt, card)
+        words = {name: f", {name} view" if self.cfg.view_dependent else "" for name in view.VIEWS}
+        plain = self._fitting("prompt", words)
         texts = {"plain": plain}
-        texts["negative"] = normalise(self.cfg.negative_prompt, card)
-        texts["inverse"] = normalise(self.cfg.inverse_text, card)
+        texts["negative"] = self._fitting("negative_prompt")
+        texts["inverse"] = self._fitting("inverse_text")
         for name in view.VIEWS:
-            own = getattr(self.cfg, f"prompt_{name}")
-            texts[name] = f"{plain}, {name} view" if own is None else normalise(own, card)
+            own = getattr(self.cfg, f"prompt_{name}") is not None
+            texts[name] = self._fitting(f"prompt_{name}") if own else plain + words[name]
         if self.cfg.source_prompt:
-            texts["source"] = source = normalise(self.cfg.source_prompt, card)
-            texts |= {f"source {name}": f"{source}, {name} view" for name in view.VIEWS}
+            texts["source"] = source = self._fitting("source_prompt", words)
+            texts |= {f"source {name}": source + words[name] for name in view.VIEWS}
         return texts
+
+    def _fitting(self, field: str, endings: Mapping[str, str] | None = None) -> str:
+        """The text of a field, normalised, and cut where the text encoder would not read all of it.
+
+        The encoder itself would cut the end, which says what the view is.
+
+        Args:
+            endings: what it is followed by, by view.
+        """
+        text = normalise(getattr(self.cfg, field), self.prior.card)
+        ends = [""] if endings is None else list(endings.values())
+        fitting = cut_to_fit(text, lambda cut: all(self.prior.reads_all_of(cut + end) for end in ends))
+        if fitting != text:
+            threestudio.warn(
+                f"system.prompt_processor.{field} is too long: of its {len(text.split())} words the prior "
+                f"reads the first {len(fitting.split())}. It does not read: "
+                f"{shortened(text[len(fitting) :].lstrip(' ,'))!r}"
+            )
+        return fitting
 
     @staticmethod
     def _views(embeddings: dict[str, Tensor], prefix: str = "") -> Tensor:
@@ -306,7 +334,6 @@ class LucidPromptProcessor(BaseObject):
         missing = [i for i, embedding in enumerate(found) if embedding is None]
         if missing:
             fresh = self.prior.encode_text([texts[i] for i in missing]).cpu()
-            self.prior.release_text_encoder()
             for i, embedding in zip(missing, fresh, strict=True):
                 found[i] = embedding
                 if self.cfg.use_cache:

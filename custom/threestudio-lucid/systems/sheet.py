@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..texts import cut_to_fit, one_line
+
 PAPER, INK, FAINT = (255, 255, 255), (30, 30, 30), (120, 120, 120)
 
 
@@ -37,7 +39,7 @@ def contact_sheet(views: Tensor, labels: Sequence[str], title: str = "", columns
     draw = ImageDraw.Draw(sheet)
     font, bold = ImageFont.load_default(text), ImageFont.load_default(round(1.3 * text))
     if title:
-        line = _shortened(draw, title, bold, size[0] - 2 * gap)
+        line = _shortened(draw, one_line(title), bold, size[0] - 2 * gap)
         draw.text((gap + 1, gap + text // 2), line, fill=INK, font=bold)
     for k in range(n):
         x = gap + (k % columns) * (w + gap)
@@ -52,6 +54,4 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFon
     """The text, or as much of it as fits the width and an ellipsis."""
     if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + " …", font=font) > width:
-        text = text[:-1]
-    return text.rstrip() + " …"
+    return cut_to_fit(text, lambda cut: draw.textlength(cut + " …", font=font) <= width) + " …"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...errors import UserError, closest
 from ...guidance.prior import quiet
+from ...texts import plain_words
 
 CLIP = "openai/clip-vit-large-patch14"
 NEXT_STEP = (
@@ -82,9 +82,8 @@ def known_words(prompt: str, vocabulary: Iterable[str], who: str) -> str:
         UserError: a word is not in the vocabulary; names it, its neighbours, all words, and what to do.
     """
     known = sorted(vocabulary)
-    parts = [re.findall(r"[\w'-]+", part) for part in prompt.lower().split(",")]
-    words = [word for part in parts for word in part]
-    unknown = [word for word in dict.fromkeys(words) if word not in known]
+    words = plain_words(prompt)
+    unknown = [word for word in dict.fromkeys(words) if word not in known and word != ","]
     if unknown or not words:
         near = {word: closest(word, known) for word in unknown}
         hints = [f"{w!r}" + (f" (did you mean {' or '.join(n)}?)" if n else "") for w, n in near.items()]
@@ -94,4 +93,4 @@ def known_words(prompt: str, vocabulary: Iterable[str], who: str) -> str:
             f"It knows these words and no others:\n{listed}\n"
             "Say it with them, take Point-E's public model, or start from a shape such as shape:ball."
         )
-    return ", ".join(" ".join(part) for part in parts if part)
+    return " ".join(words).replace(" ,", ",")

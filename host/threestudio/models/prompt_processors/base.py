@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,56 @@ def standard_directions(
     return [
         DirectionConfig(name, words(name), lambda s: s, condition) for name, condition in conditions.items()
     ]
+
+
+# ---- prompts that are too long -----------------------------------------------------------------------------
+
+_DIRECTION = re.compile(r", (side|front|back|overhead) view$")
+
+
+def fit_prompts(prompts: Sequence[str], fits: Callable[[str], bool]) -> list[str]:
+    """The prompts, cut to what a text encoder reads, but for their directions: ``a very long, side view``.
+
+    Says once of each what is left out.
+
+    Args:
+        fits: whether the encoder reads all of a text; where it does, it reads all of a shorter one too.
+    """
+    fitting = []
+    left_out: dict[str, str] = {}
+    for prompt in prompts:
+        found = _DIRECTION.search(prompt)
+        said, words = (prompt[: found.start()], found[0]) if found else (prompt, "")
+        cut = _longest(said, lambda text, words=words: fits(text + words))
+        if not cut and words:  # the encoder reads hardly more than a direction
+            said, words = prompt, ""
+            cut = _longest(said, fits)
+        fitting.append(cut + words)
+        if cut != said:
+            left_out[said] = max(said[len(cut) :].strip(" ,"), left_out.get(said, ""), key=len)
+    for said, rest in left_out.items():
+        threestudio.warn(
+            f"A prompt of {len(said.split())} words is too long for the text encoder, which does not read: "
+            f"{shorten(rest)!r}"
+        )
+    return fitting
+
+
+def _longest(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest beginning that fits, of whole words unless there is only one."""
+    if fits(text):
+        return text
+    longest = bisect.bisect_left(range(1, len(text)), True, key=lambda n: not fits(text[:n]))
+    cut = text[:longest]
+    if text[longest] not in " ,":  # within a word
+        cut = cut.rpartition(" ")[0] or cut
+    return cut.rstrip(" ,")
+
+
+def shorten(text: str, longest: int = 100) -> str:
+    """For a line of the log: with an ellipsis in the middle where it is longer."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 # ---- what a processor gives --------------------------------------------------------------------------------
@@ -293,7 +345,9 @@ class PromptProcessor(BaseObject):
         self.negative_prompt = self.cfg.negative_prompt
         self.prompts_vd = [self.cfg.get(f"prompt_{d.name}") or d.prompt(self.prompt) for d in self.directions]
         self.negative_prompts_vd = [d.negative_prompt(self.negative_prompt) for d in self.directions]
-        threestudio.info(f"Using prompt [{self.prompt}] and negative prompt [{self.negative_prompt}]")
+        threestudio.info(
+            f"Using prompt [{shorten(self.prompt)}] and negative prompt [{shorten(self.negative_prompt)}]"
+        )
         self.prepare_text_embeddings()
         self.load_text_embeddings()
 
@@ -301,10 +355,13 @@ class PromptProcessor(BaseObject):
         """The prompt itself, or the one of the library that "lib:word_word" means.
 
         Raises:
-            ConfigValueError: an empty prompt, or not exactly one in the library.
+            ConfigValueError: no prompt, or not exactly one in the library.
         """
-        if not prompt.strip():
-            raise ConfigValueError("prompt is empty: say what to make.")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ConfigValueError("system.prompt_processor.prompt is empty: say what to make.")
+        if "\0" in prompt:
+            raise ConfigValueError(f"system.prompt_processor.prompt is no text: {prompt!r}.")
+        prompt = " ".join(prompt.split())  # of several lines, as text encoders read it
         if not prompt.startswith("lib:"):
             return prompt
         if not os.path.isfile(PROMPT_LIBRARY):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 import threestudio
-from threestudio.models.prompt_processors.base import PromptProcessor, save_embedding
+from threestudio.models.prompt_processors.base import PromptProcessor, fit_prompts, save_embedding
 from threestudio.utils.hub import find_model, load_part, loading, quiet
 
 KEY = "system.prompt_processor.pretrained_model_name_or_path"
@@ -44,14 +44,10 @@ class StableDiffusionPromptProcessor(PromptProcessor):
         text_encoder = load_part(folder, "text_encoder", CLIPTextModel, KEY)
         # a tokenizer without a config of its own would not know its model's limit
         longest = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        for prompt in prompts:
-            length = len(tokenizer(prompt).input_ids)
-            if length > longest:
-                threestudio.warn(
-                    f"The prompt has {length} tokens; those beyond {longest} are cut: [{prompt}]"
-                )
+        with quiet():  # transformers would say which lengths were tried
+            texts = fit_prompts(prompts, lambda text: len(tokenizer.tokenize(text)) <= longest - 2)
         tokens = tokenizer(
-            prompts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
         )
         with torch.no_grad():
             embeddings = text_encoder(tokens.input_ids)[0]
