@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -50,6 +50,18 @@ def _two_threads():
     import torch
 
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is said in the log, one text each."""
+    said: list[str] = []
+    host = sys.modules.get("threestudio")
+    if host is None:
+        monkeypatch.setitem(sys.modules, "threestudio", SimpleNamespace(info=said.append))
+    else:
+        monkeypatch.setattr(host, "info", said.append)
+    return said
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import lzma
 import os
 import pickle
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ DAMAGED: tuple[type[Exception], ...] = (
     lzma.LZMAError,
     pickle.UnpicklingError,
     struct.error,
+    tokenize.TokenError,  # numpy's, for headers of arrays
     yaml.YAMLError,
     zipfile.BadZipFile,
     zlib.error,

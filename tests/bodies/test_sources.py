@@ -64,7 +64,7 @@ def test_meshes_that_are_no_bodies(tmp_path):
         ("mile.obj", "1.61e+03 wide and 1 tall"),
         ("torn.glb", "torn.glb"),
         ("nobody.obj", "There is no file"),
-        ("body.fbx", "must end in .obj or .glb"),
+        ("body.fbx", "must end in .obj, .glb or .gltf"),
     ):
         with pytest.raises(UserError) as caught:
             make_body(f"file:{tmp_path / name}")

@@ -53,6 +53,8 @@ def test_indices_of_a_file(tmp_path):
         ({"indices": "nowhere.txt"}, "there is no file nowhere.txt"),
         ({"indices": [1, "two"]}, "'two' is no whole number"),
         ({"indices": [-1]}, "-1 is no whole number"),
+        ({"indices": [10**19]}, "is no whole number of at least 0, or too large"),
+        ({"indices": [0, "9" * 5000]}, "or too large"),
         ({"indices": 3}, "a list of whole numbers"),
         ({"outside": True}, "there is no mask"),
     ],

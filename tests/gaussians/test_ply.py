@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 
+from tests.fuzzing.shapes import bounds, packed_ply
 from threestudio_lucid.errors import UserError
-from threestudio_lucid.gaussians.cloud import PARAMETERS, Gaussians
+from threestudio_lucid.gaussians.cloud import PARAMETERS, Gaussians, base_colors, opacities
 from threestudio_lucid.gaussians.ply import layout, read_ply, write_ply
 from threestudio_lucid.points.files import is_gaussian_ply, read_points
 
@@ -93,7 +94,9 @@ def damaged(tmp_path, edit):
         (lambda d: d.replace(b"vertex 4", b"vertex -4"), "says it has -4 rows"),
         (lambda d: d.replace(b"element vertex", b"element vertxx"), "cannot be read as PLY"),
         (lambda d: d[:-4] + struct.pack("<f", math.nan), "not finite: 1 of 4 rows, first row 3"),
-        (lambda d: d[:-16] + bytes(16), "rotations of length 0"),
+        (lambda d: d[:-28] + struct.pack("<f", 88.0) + d[-24:], r"a splat of size exp\(88\)"),
+        (lambda d: d[:-28] + struct.pack("<f", math.inf) + d[-24:], "not finite: 1 of 4 rows, first row 3"),
+        (lambda d: d[:-68] + struct.pack("<f", 3e38) + d[-64:], r"3e\+38 units away, 1 of 4, first row 3"),
         (lambda d: d.replace(b"vertex 4", b"vertex 0"), "holds no points"),
         (lambda d: d.replace(b"property float rot_3", b"property list uchar float rot_3"), "lists|cut short"),
     ],
@@ -101,6 +104,96 @@ def damaged(tmp_path, edit):
 def test_damaged_files_are_told_in_one_message(tmp_path, edit, message):
     with pytest.raises(UserError, match=message):
         read_ply(damaged(tmp_path, edit))
+
+
+def rewritten(path, **columns):
+    """A splat file, some of whose columns have other values in some rows: name={row: value}."""
+    rows = np.array(PlyData.read(path)["vertex"].data)
+    for name, values in columns.items():
+        for row, value in values.items():
+            rows[name][row] = value
+    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(path)
+    return path
+
+
+def test_infinite_opacities_become_finite_and_are_told(tmp_path, told):
+    path = rewritten(write_ply(tmp_path / "a.ply", g := some_gaussians()), opacity={1: np.inf, 3: -np.inf})
+    read = read_ply(path)
+    torch.testing.assert_close(read.logit_opacities[[0, 2, 4]], g.logit_opacities[[0, 2, 4]], rtol=0, atol=0)
+    assert torch.equal(opacities(read)[[1, 3]] > 0.999, torch.tensor([True, False]))
+    assert opacities(read)[3] < 0.001 and read.logit_opacities.isfinite().all()
+    (said,) = told
+    assert "2 of 5 opacities are infinite" in said
+
+
+def test_splats_without_extent_are_left_out_and_told(tmp_path, told):
+    zero = {f"rot_{k}": {2: 0.0} for k in range(4)}
+    path = rewritten(write_ply(tmp_path / "a.ply", g := some_gaussians()), scale_1={1: -np.inf}, **zero)
+    read = read_ply(path)
+    for name in PARAMETERS:
+        assert torch.equal(getattr(read, name), getattr(g, name)[[0, 3, 4]]), name
+    (said,) = told
+    assert "2 of 5 splats are left out" in said and "row 1" in said
+    rewritten(path, scale_0=dict.fromkeys(range(5), -np.inf))
+    with pytest.raises(UserError, match="nothing to see"):
+        read_ply(path)
+
+
+def test_quaternions_of_any_length_have_one_that_float32_can_square(tmp_path):
+    path = write_ply(tmp_path / "a.ply", g := some_gaussians())
+    long = {f"rot_{k}": {0: 1e30 * float(g.quats[0, k]), 1: 1e-30 * float(g.quats[1, k])} for k in range(4)}
+    read = read_ply(rewritten(path, **long))
+    unit = torch.nn.functional.normalize(g.quats[:2], dim=1)
+    torch.testing.assert_close(read.quats[:2], unit)
+    assert torch.equal(read.quats[2:], g.quats[2:])
+
+
+# ---- SuperSplat's compressed layout ------------------------------------------------------------------------
+
+
+def word(*fields):
+    """Bits of a word from the highest down: (value, how many bits)."""
+    out = 0
+    for value, bits in fields:
+        out = out << bits | value
+    return out
+
+
+def test_compressed_splats_are_unpacked(tmp_path):
+    """By hand: ends and middles of each field, the largest component of each rotation left out in turn."""
+    place = word((2047, 11), (0, 10), (2047, 11))
+    size = word((0, 11), (1023, 10), (0, 11))
+    color = word((255, 8), (0, 8), (51, 8), (204, 8))
+    turns = [word((k, 2), (1023, 10), (0, 10), (512, 10)) for k in range(4)]
+    words = np.array([(place, turn, size, color) for turn in turns])
+    sh = np.tile(np.array([0, 255, 127, 128, 64, 192, 1, 254, 2], "u1"), (4, 1))
+    path = packed_ply(tmp_path / "a.ply", words, bounds(min_x=2.0, max_x=4.0, max_scale_y=-1.0), sh)
+    assert is_gaussian_ply(path)
+    read = read_ply(path)
+    torch.testing.assert_close(read.means, torch.tensor([[4.0, -1.0, 1.0]] * 4))
+    torch.testing.assert_close(read.log_scales, torch.tensor([[-4.0, -1.0, -4.0]] * 4))
+    torch.testing.assert_close(base_colors(read), torch.tensor([[1.0, 0.0, 0.2]] * 4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(opacities(read), torch.full((4,), 0.8))
+    a, b, c = 0.5**0.5, -(0.5**0.5), 2**0.5 * (512 / 1023 - 0.5)
+    left_out = [[0, a, b, c], [a, 0, b, c], [a, b, 0, c], [a, b, c, 0]]
+    torch.testing.assert_close(read.quats, torch.tensor(left_out), atol=1e-6, rtol=0)
+    expected = [-4, 4, 8 * (127.5 / 256 - 0.5), 8 * (128.5 / 256 - 0.5)]
+    torch.testing.assert_close(read.sh_rest[0].T.flatten()[:4], torch.tensor(expected))
+    assert read.sh_rest.shape == (4, 3, 3)
+    cloud = read_points(path)
+    torch.testing.assert_close(cloud.points, read.means)
+    torch.testing.assert_close(cloud.colors, torch.tensor([[1.0, 0.0, 0.2]] * 4), atol=1e-6, rtol=0)
+
+
+def test_compressed_splats_have_chunks_of_256_and_colours_between_bounds(tmp_path):
+    words = np.zeros((300, 4), np.int64)
+    words[:, 3] = word((255, 8), (0, 8), (0, 8), (255, 8))
+    edges = bounds(min_r=0.0, min_g=0.25, min_b=0.5, max_r=0.5, max_g=1.0, max_b=1.0)
+    with pytest.raises(UserError, match="1 chunks for 300 splats"):
+        read_ply(packed_ply(tmp_path / "a.ply", words, edges))
+    read = read_ply(packed_ply(tmp_path / "a.ply", words[:256], edges))
+    torch.testing.assert_close(base_colors(read)[0], torch.tensor([0.5, 0.25, 0.5]))
+    assert read.logit_opacities.isfinite().all() and (opacities(read) > 0.998).all()
 
 
 def test_missing_file(tmp_path):

@@ -1,7 +1,7 @@
-"""A body mesh of the user's, OBJ or GLB, in the pose that it stands in.
+"""A body mesh of the user's, OBJ or glTF, in the pose that it stands in.
 
 It comes without parts, so each triangle is given the part of the mannequin's nearest one, the mannequin
-standing in the same pose and being as tall. A rigged GLB is read as it stands; its skeleton is not moved.
+standing in the same pose and being as tall. A rigged one is read as it stands; its skeleton is not moved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ..errors import UserError
-from ..points.frame import GLTF, OURS
+from ..points.frame import GLTF, GLTF_SUFFIXES, OURS
 from ..points.meshes import read_surface
 from .body import Body
 from .mannequin import Pose, mannequin
@@ -27,19 +27,19 @@ def read_body(path: str | Path, pose: str | Pose, height: float, *, up: str = ""
     Args:
         pose: which pose the file stands in.
         height: of the standing mannequin, world units.
-        up, front: axes of the file; empty: +z and +x, in GLB files +y and +z.
+        up, front: axes of the file; empty: +z and +x, in glTF files +y and +z.
 
     Raises:
         UserError: another kind of file; no triangles; wider than `MAX_WIDTH` heights; see
             `meshes.read_surface`.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() not in (".obj", ".glb"):
-        raise UserError(f"{str(path)!r} is no body mesh that is read; it must end in .obj or .glb.")
+    if path.suffix.lower() not in (".obj", *GLTF_SUFFIXES):
+        raise UserError(f"{str(path)!r} is no body mesh that is read; it must end in .obj, .glb or .gltf.")
     guide = mannequin(pose)
     guide = guide.scaled(height / mannequin("t").height)
     vertices, faces = read_surface(path)
-    frame = (GLTF if path.suffix.lower() == ".glb" else OURS).changed(up, front)
+    frame = (GLTF if path.suffix.lower() in GLTF_SUFFIXES else OURS).changed(up, front)
     vertices = vertices @ frame.to_world().double().numpy().T
 
     used = vertices[np.unique(faces)]

@@ -105,10 +105,15 @@ def read_indices(given: Any) -> Tensor:
         raise UserError(
             f"{WHERE}indices is {given!r}; it must be a list of whole numbers, or a file of them."
         )
-    wrong = next((word for word in words if not str(word).isdecimal()), None)
+    wrong = next((word for word in words if not _is_row(str(word))), None)
     if wrong is not None:
-        raise UserError(f"{WHERE}indices: {wrong!r} is no whole number of at least 0.")
+        raise UserError(f"{WHERE}indices: {repr(wrong)[:40]} is no whole number of at least 0, or too large.")
     return torch.tensor([int(word) for word in words], dtype=torch.int64)
+
+
+def _is_row(word: str) -> bool:
+    """Whether it is a whole number of at least 0 that int64 holds."""
+    return word.isdecimal() and len(word) <= 18
 
 
 def _checked(indices: Tensor, n: int) -> Tensor:

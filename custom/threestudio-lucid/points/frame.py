@@ -51,4 +51,5 @@ class Frame:
 
 OURS = Frame()
 GLTF = Frame(up="+y", front="+z")
+GLTF_SUFFIXES = (".glb", ".gltf")
 OPENAI = Frame(up="+z", front="-y")  # of Point-E and Shap-E, whose training renders were Blender's

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..damaged import reading
 from ..errors import UserError
 from .cloud import PointCloud
 from .colors import from_stored
 from .files import MAX_ROWS
+from .limits import check_coordinates
 from .shapes import GREY
 
 _POINTS, _COLORS, _NORMALS = ("points", "xyz", "coords"), ("colors", "rgb"), ("normals",)
@@ -34,13 +35,10 @@ def read_npz(path: str | Path) -> tuple[PointCloud, bool]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            wanted = {*_POINTS, *_COLORS, *_NORMALS, *_CHANNELS} & members.keys()
-            arrays = {name: _read(path, archive, members[name]) for name in sorted(wanted)}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as .npz: {error}. Is it damaged or cut short?") from None
+    with reading(path, ".npz"), zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        wanted = {*_POINTS, *_COLORS, *_NORMALS, *_CHANNELS} & members.keys()
+        arrays = {name: _read(path, archive, members[name]) for name in sorted(wanted)}
     name = next((name for name in _POINTS if name in arrays), None)
     if name is None:
         raise UserError(
@@ -48,6 +46,7 @@ def read_npz(path: str | Path) -> tuple[PointCloud, bool]:
             f"{', '.join(sorted(members)) or 'nothing'}."
         )
     points = _rows(path, name, arrays, None)
+    check_coordinates(path, points)
     if not len(points):
         raise UserError(f"{path} holds no points.")
     channels = all(channel in arrays for channel in _CHANNELS)
@@ -77,12 +76,9 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
     """
     form = np.lib.format
     with archive.open(info) as file:
-        try:
-            version = form.read_magic(file)
-            read_header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-            shape, by_columns, dtype = read_header(file)
-        except ValueError as error:
-            raise UserError(f"{path}: {info.filename} cannot be read: {error}. Is it damaged?") from None
+        version = form.read_magic(file)
+        read_header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        shape, by_columns, dtype = read_header(file)
         if dtype.hasobject:
             raise UserError(f"{path}: {info.filename} is pickled, which is not read, for it can run code.")
         if dtype.kind not in "iuf":

@@ -10,8 +10,8 @@ import torch
 from ..errors import UserError, closest
 from ..guidance.cards import announce
 from .cloud import PointCloud
-from .files import is_gaussian_ply, read_points, read_triangles
-from .frame import GLTF, OPENAI, OURS
+from .files import is_gaussian_ply, read_points
+from .frame import GLTF, GLTF_SUFFIXES, OPENAI, OURS
 from .meshes import read_mesh, sample_ply
 from .npz import read_npz
 from .shapes import SHAPES
@@ -20,11 +20,11 @@ from .shapes import SHAPES
 KINDS = {
     "text": "text:PROMPT, or text alone for the prompt",
     "shape": f"shape:{'|'.join(SHAPES)}",
-    "file": "file:PATH of .ply, .npz, .obj or .glb",
+    "file": "file:PATH of .ply, .npz, .obj, .glb or .gltf",
     "shap-e": "shap-e:PROMPT, or shap-e alone for the prompt",
     "body": "body:mannequin, body:smplx:FOLDER or body:file:PATH",
 }
-SUFFIXES = (".ply", ".npz", ".obj", ".glb")
+SUFFIXES = (".ply", ".npz", ".obj", ".glb", ".gltf")
 # Where points reach farther than this many radii, the cameras will hardly see them.
 FAR = 4.0
 
@@ -73,7 +73,7 @@ def read_file(
     """Points of a file, in our axes: `n` on a mesh, as many as there are of a cloud.
 
     Args:
-        up, front: axes of the file, such as "+y"; empty: +y and +z in GLB files, +z and -y in Point-E's
+        up, front: axes of the file, such as "+y"; empty: +y and +z in glTF files, +z and -y in Point-E's
             archives, else +z and +x, which are ours.
         fit: move and scale the cloud so that its bounding box is centred and 2 radius long; None: meshes.
 
@@ -81,17 +81,17 @@ def read_file(
         UserError: see `files.read_points`, `npz.read_npz`, `meshes.read_mesh`, `frame.Frame.changed`.
     """
     check_suffix(path)
-    suffix, frame = Path(path).suffix.lower(), OURS
-    mesh = suffix in (".obj", ".glb")
+    suffix, frame, mesh = Path(path).suffix.lower(), OURS, False
     if suffix == ".npz":
         cloud, from_point_e = read_npz(path)
         frame = OPENAI if from_point_e else OURS
-    elif mesh:
-        cloud, frame = read_mesh(path, n, generator), GLTF if suffix == ".glb" else OURS
+    elif suffix == ".ply":
+        surface = None if is_gaussian_ply(path) else sample_ply(path, n, generator)
+        mesh = surface is not None
+        cloud = surface if mesh else read_points(path)
     else:
-        triangles = None if is_gaussian_ply(path) else read_triangles(path)
-        mesh = triangles is not None
-        cloud = sample_ply(path, triangles, n, generator) if mesh else read_points(path)
+        mesh = True
+        cloud, frame = read_mesh(path, n, generator), GLTF if suffix in GLTF_SUFFIXES else OURS
     cloud = cloud.turned(frame.changed(up, front))
     if mesh if fit is None else fit:
         return cloud.fitted(radius)
