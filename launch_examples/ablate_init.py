@@ -36,7 +36,7 @@ from threestudio_lucid.gaussians.surface import mesh_of
 from threestudio_lucid.points.meshes import sample_surface
 from toybox import captions, clouds, page, runs, trials
 from toybox.grade import Grader
-from toybox.grade_points import chamfer
+from toybox.grade.points import chamfer
 from toybox.trials import Mistake, mean, percent
 from toybox.truth import build, true_views
 

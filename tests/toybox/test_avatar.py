@@ -11,7 +11,7 @@ from threestudio_lucid.bodies.maps import silhouettes
 from threestudio_lucid.data.orbit import circle
 from toybox import people, sdf
 from toybox.captions import COLORS
-from toybox.grade_avatar import SIZE, VIEWS, measure, nearest_color
+from toybox.grade.avatar import SIZE, VIEWS, measure, nearest_color
 from toybox.objects import OBJECTS
 from toybox.things import person as toy
 

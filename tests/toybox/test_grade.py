@@ -5,18 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from toybox import captions, grade
+from toybox import captions
 from toybox.classifier import Classifier, allowed_views, augment, group_nll, shrink
-from toybox.grade import (
-    Grade,
-    Grader,
-    GraderData,
-    View,
-    draw_prompts,
-    find_views,
-    score,
-    train_grader,
-)
+from toybox.grade import Grade, Grader, View, find_views, prompt_of_run, read_pictures, score
+from toybox.grade.commands import main
+from toybox.grade.prior import draw_prompts, with_borders
+from toybox.grade.training import GraderData, train_grader
 from toybox.training import Stopped
 
 LABELS = {"object": ["donut", "house"], "color": ["blue", "red"], "view": list(captions.VIEWS)}
@@ -135,17 +129,17 @@ def test_files_round_trip_and_command_line(data, tmp_path, capsys, monkeypatch):
     for azimuth in range(0, 360, 45):
         Image.new("RGB", (32, 32), (200, 30, 30)).save(run / f"{azimuth:03d}.png")
     monkeypatch.setattr(Grader, "load", classmethod(lambda cls, folder=None: again))
-    assert grade.main(["asset", str(tmp_path / "run"), "--prompt", "a red house"]) in (0, 1)
+    assert main(["asset", str(tmp_path / "run"), "--prompt", "a red house"]) in (0, 1)
     assert "of 8 views" in capsys.readouterr().out
-    assert grade.main(["asset", str(tmp_path / "run"), "--prompt", "a red unicorn"]) == 2
+    assert main(["asset", str(tmp_path / "run"), "--prompt", "a red unicorn"]) == 2
     assert "toybox" in capsys.readouterr().err
-    assert grade.main(["asset", str(tmp_path / "run")]) == 2
+    assert main(["asset", str(tmp_path / "run")]) == 2
     assert "--prompt" in capsys.readouterr().err
     (tmp_path / "run/configs").mkdir()
     (tmp_path / "run/configs/parsed.yaml").write_text("system: {prompt_processor: {prompt: a blue house}}")
-    assert grade.main(["asset", str(tmp_path / "run")]) in (0, 1)
+    assert main(["asset", str(tmp_path / "run")]) in (0, 1)
     assert "a blue house\n" in capsys.readouterr().out
-    assert grade.main(["images", str(run / "000.png")]) == 0
+    assert main(["images", str(run / "000.png")]) == 0
     assert "000.png" in capsys.readouterr().out
 
 
@@ -155,7 +149,7 @@ def test_a_score_tells_what_is_below_its_bar():
 
 
 def test_wrong_pictures_get_a_red_frame():
-    framed = grade.with_borders(torch.zeros(2, 3, 16, 16), [False, True])
+    framed = with_borders(torch.zeros(2, 3, 16, 16), [False, True])
     assert framed[0].max() == 0
     assert framed[1, 0, 0, 8] > 0.8 and framed[1, :, 8, 8].max() == 0
 
@@ -191,7 +185,7 @@ def test_without_views_frames_of_the_turntable_stand_for_them(tmp_path):
     views = find_views(tmp_path)
     assert [view.azimuth for view in views] == [0, 45, 90, 135, 180, 225, 270, 315]
     assert [view.path.stem for view in views] == ["0", "2", "4", "6", "8", "10", "12", "14"]
-    pictures = grade.read_pictures([view.path for view in views])
+    pictures = read_pictures([view.path for view in views])
     assert pictures.shape == (8, 3, 4, 4)
     assert pictures[3].amax() * 255 == pytest.approx(60)
 
@@ -201,6 +195,6 @@ def test_the_prompt_of_a_run_is_in_its_config(tmp_path):
     (tmp_path / "configs").mkdir()
     views.mkdir(parents=True)
     (tmp_path / "configs/parsed.yaml").write_text("system: {prompt_processor: {prompt: a red mug}}")
-    assert grade.prompt_of_run(tmp_path) == grade.prompt_of_run(views) == "a red mug"
+    assert prompt_of_run(tmp_path) == prompt_of_run(views) == "a red mug"
     with pytest.raises(ValueError, match="--prompt"):
-        grade.prompt_of_run(tmp_path.parent)
+        prompt_of_run(tmp_path.parent)

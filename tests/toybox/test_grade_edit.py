@@ -14,8 +14,9 @@ from threestudio_lucid.gaussians.cloud import gaussians_from_points
 from threestudio_lucid.gaussians.ply import write_ply
 from threestudio_lucid.points.cloud import PointCloud
 from toybox import captions, clouds, runs
-from toybox.grade import Grader, main
-from toybox.grade_edit import SIZE, draw, edited_region, grade_edit, psnr, unchanged
+from toybox.grade import Grader
+from toybox.grade.commands import main
+from toybox.grade.edit import SIZE, draw, edited_region, grade_edit, psnr, unchanged
 from toybox.truth import build, true_views
 
 CAMERA = runs.Camera(15.0, 3.0, 40.0)

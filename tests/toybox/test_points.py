@@ -9,10 +9,11 @@ from scipy.stats import kstest
 
 from threestudio_lucid.points import PointCloud
 from threestudio_lucid.points.pointe import generate, load_folder
-from toybox import clouds, grade_points, parts, sdf
+from toybox import clouds, parts, sdf
 from toybox.captions import COLORS, parse
 from toybox.clouds import Clouds, cloud_caption, make_shard, sample_surface
-from toybox.grade_points import Truth, chamfer, grade_clouds, normalise
+from toybox.grade import points as grade_points
+from toybox.grade.points import Truth, chamfer, grade_clouds, normalise
 from toybox.objects import OBJECTS
 from toybox.train_points import STAGE, START, PointJob, export, load_trained, train, training_caption
 from toybox.training import Stopped

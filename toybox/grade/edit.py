@@ -19,7 +19,7 @@ import yaml
 from scipy import ndimage
 
 from toybox import captions, runs
-from toybox.grade import Grade, Grader
+from toybox.grade.grader import Grade, Grader
 from toybox.measures import object_mask
 from toybox.truth import true_views
 
