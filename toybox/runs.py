@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -31,13 +31,27 @@ class Camera:
     fovy: float
 
 
+def config_of(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the run that a file or folder belongs to, and the run's own config.
+
+    Raises:
+        FileNotFoundError: it belongs to no run.
+    """
+    path = path.resolve()
+    for folder in (path, *path.parents[:3]):
+        config = folder / "configs" / "parsed.yaml"
+        if config.is_file():
+            return folder, yaml.safe_load(config.read_text(encoding="utf-8"))
+    raise FileNotFoundError(f"no run at {path}: there is no configs/parsed.yaml")
+
+
 def camera_of(trial: Path) -> Camera:
     """The camera of the test views, from the run's own config.
 
     Raises:
         FileNotFoundError: the run has not started.
     """
-    data = yaml.safe_load((trial / "configs/parsed.yaml").read_text(encoding="utf-8"))["data"]
+    data = config_of(trial)[1]["data"]
     keys = (("eval_elevation_deg", 15.0), ("eval_camera_distance", 1.5), ("eval_fovy_deg", 70.0))
     return Camera(*(float(data.get(key, usual)) for key, usual in keys))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from toybox.cameras import orbit
 from toybox.captions import Spec
+from toybox.likeness import Views
 from toybox.objects import OBJECTS
 from toybox.sdf import render
 
@@ -31,21 +32,27 @@ def true_views(
     size: int = 256,
     seed: int = 0,
 ) -> np.ndarray:
-    """Pictures of one instance of the object, on white.
+    """Pictures [N, size, size, 3] in [0, 1] of one instance of the object, on white; see `draw`."""
+    return draw(build(spec, seed), azimuths, elevation, distance, fovy, size).rgb
+
+
+def draw(
+    parts: np.ndarray,
+    azimuths: Sequence[float],
+    elevation: float = 15.0,
+    distance: float = 3.0,
+    fovy: float = 40.0,
+    size: int = 256,
+) -> Views:
+    """Views of an object.
 
     Args:
-        spec: object and colours, see `captions.parse`.
+        parts: what `build` gives.
         azimuths: degrees, 0 looks at the front.
         elevation, fovy: degrees.
         size: width and height in pixels.
-        seed: which instance: they vary a little in shape and shade.
-
-    Returns:
-        [N, size, size, 3] in [0, 1].
     """
-    parts = build(spec, seed)
-    pictures = []
-    for azimuth in azimuths:
-        rgba = render(parts, orbit(azimuth, elevation, distance), fovy, size).astype(np.float32) / 255
-        pictures.append(rgba[..., :3] * rgba[..., 3:] + 1.0 - rgba[..., 3:])
-    return np.stack(pictures)
+    pictures = np.stack([render(parts, orbit(a, elevation, distance), fovy, size) for a in azimuths])
+    pictures = pictures.astype(np.float32) / 255
+    alpha = pictures[..., 3]
+    return Views(pictures[..., :3] * alpha[..., None] + 1.0 - alpha[..., None], alpha)

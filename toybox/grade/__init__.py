@@ -2,6 +2,7 @@
 
     python -m toybox.grade images a.png b.png              # what is on these pictures?
     python -m toybox.grade asset outputs/ism-gs/a_mug@...  # is the asset what the run's prompt says?
+    python -m toybox.grade truth outputs/ism-gs/a_mug@...  # how close is it to a true one?
     python -m toybox.grade edit outputs/edit-3d/a_mug@...  # is the edit there, and the rest what it was?
     python -m toybox.grade avatar outputs/avatar/a_person… # pose, clothes, face of an avatar
     python -m toybox.grade prior                           # 300 samples of the bundled prior

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from toybox import captions, runs
@@ -82,14 +81,12 @@ def prompt_of_run(path: Path) -> str:
     Raises:
         ValueError: there is no config, or no prompt in it.
     """
-    for folder in (path, *path.resolve().parents[:3]):
-        config = folder / "configs" / "parsed.yaml"
-        if config.is_file():
-            prompt = yaml.safe_load(config.read_text(encoding="utf-8"))["system"]["prompt_processor"][
-                "prompt"
-            ]
-            if prompt:
-                return str(prompt)
+    try:
+        prompt = runs.config_of(path)[1]["system"]["prompt_processor"]["prompt"]
+    except (FileNotFoundError, KeyError):
+        prompt = None
+    if prompt:
+        return str(prompt)
     raise ValueError(f'no run at {path} tells the prompt: say what it should be, --prompt "a red mug"')
 
 

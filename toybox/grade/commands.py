@@ -86,6 +86,20 @@ def _main_asset(options: argparse.Namespace) -> int:
     return 0 if both >= 7 / 8 * len(rows) else 1
 
 
+def _main_truth(options: argparse.Namespace) -> int:
+    from toybox.grade.truth import grade_truth, to_json, write_truth_sheet
+
+    prompt = options.prompt or prompt_of_run(options.path)
+    verdict = grade_truth(options.path, prompt, options.instances)
+    print(to_json(prompt, verdict) if options.json else f"{prompt}\n{verdict.text()}")
+    if options.sheet is not None:
+        folder = options.path if options.path.is_dir() else options.path.parent
+        sheet = folder / "truth.png" if options.sheet == Path() else options.sheet
+        write_truth_sheet(sheet, verdict)
+        print(sheet, file=sys.stderr)
+    return 0
+
+
 def _main_edit(options: argparse.Namespace) -> int:
     from toybox.grade.edit import AZIMUTHS, grade_edit
 
@@ -107,6 +121,13 @@ def _main_avatar(options: argparse.Namespace) -> int:
 def _main_images(options: argparse.Namespace) -> int:
     _print_grades(list(zip(options.paths, Grader.load()(read_pictures(options.paths)), strict=True)))
     return 0
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +177,20 @@ def _parser() -> argparse.ArgumentParser:
     asset.add_argument("path", type=Path, help="a run's folder, a folder of pictures, or a picture")
     asset.add_argument("--prompt", help='what it should be, e.g. "a red mug" (default: the run\'s prompt)')
     asset.set_defaults(run=_main_asset)
+
+    truth = commands.add_parser("truth", help="how close an asset is to true instances of its prompt")
+    truth.add_argument("path", type=Path, help="a run's folder, or a file of Gaussians (.ply)")
+    truth.add_argument("--prompt", help="what it should be (default: the run's prompt)")
+    truth.add_argument("--instances", type=_count, default=16, help="true ones to compare with (%(default)s)")
+    truth.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    truth.add_argument(
+        "--sheet",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="PNG, the asset above the truth (default: truth.png beside the run's files)",
+    )
+    truth.set_defaults(run=_main_truth)
 
     edit = commands.add_parser("edit", help="grade an edit; exit status 0 if 7 of 8 views are right")
     edit.add_argument("path", type=Path, help="the folder of a run of configs/edit-3d.yaml or edit-2d.yaml")

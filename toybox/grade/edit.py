@@ -9,7 +9,6 @@ little around it, is the edit. All other pixels are to stay.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,14 @@ import torch
 import yaml
 from scipy import ndimage
 
+from threestudio_lucid.gaussians.ply import read_ply
 from toybox import captions, runs
+from toybox.grade.drawing import AZIMUTHS, draw_gaussians
 from toybox.grade.grader import Grade, Grader
+from toybox.likeness import psnr
 from toybox.measures import object_mask
 from toybox.truth import true_views
 
-AZIMUTHS = [45.0 * k for k in range(8)]
 SIZE = 128  # of the pictures that are compared
 INSTANCES = 3  # true objects, since they vary
 DIFFERENT = 0.1  # how much a true colour changes where the edit is
@@ -80,8 +81,9 @@ def grade_edit(grader: Grader, run: Path) -> tuple[EditScore, list[Grade]]:
     source = captions.parse(prompts["source_prompt"]) if prompts.get("source_prompt") else None
     if clouds := _latest(run, ".ply"):
         camera = runs.camera_of(run)
-        (before, alpha), (after, alpha_after) = (draw(path, camera) for path in clouds)
-        masks, masks_after = alpha > 0.5, alpha_after > 0.5
+        old, new = (draw_gaussians(read_ply(path), camera, SIZE) for path in clouds)
+        before, after = old.rgb, new.rgb
+        masks, masks_after = old.alpha > 0.5, new.alpha > 0.5
         same = unchanged(*clouds)
         edit = None if source is None else edited_region(source, target, camera)
     else:
@@ -108,14 +110,6 @@ def grade_edit(grader: Grader, run: Path) -> tuple[EditScore, list[Grade]]:
     return score, grades
 
 
-def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in decibels of pictures [N, H, W, 3] in [0, 1], over pixels [N, H, W]."""
-    if not where.any():
-        return math.inf
-    error = float(np.square(a[where] - b[where]).mean())
-    return -10.0 * math.log10(error) if error > 0.0 else math.inf
-
-
 def edited_region(source: captions.Spec, target: captions.Spec, camera: runs.Camera) -> np.ndarray:
     """Where true objects of two prompts differ, [8, SIZE, SIZE] bool, seen from `AZIMUTHS`."""
     look = {"elevation": camera.elevation, "distance": camera.distance, "fovy": camera.fovy, "size": SIZE}
@@ -126,35 +120,8 @@ def edited_region(source: captions.Spec, target: captions.Spec, camera: runs.Cam
     return region
 
 
-def draw(path: Path, camera: runs.Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussians on white [8, SIZE, SIZE, 3] and their opacity [8, SIZE, SIZE], seen from `AZIMUTHS`."""
-    from threestudio_lucid.data.orbit import circle, opencv_cameras
-    from threestudio_lucid.gaussians.cloud import opacities, scales, sh_coefficients
-    from threestudio_lucid.gaussians.ply import read_ply
-    from threestudio_lucid.rasterizer import rasterize
-
-    g = read_ply(path)
-    cameras = circle(len(AZIMUTHS), camera.elevation, camera.distance, camera.fovy)
-    viewmats, Ks = opencv_cameras(cameras.c2w, torch.deg2rad(cameras.fovy), SIZE, SIZE)
-    drawn = rasterize(
-        g.means,
-        g.quats,
-        scales(g),
-        opacities(g),
-        colors=sh_coefficients(g),
-        sh_degree=g.sh_degree,
-        viewmats=viewmats,
-        Ks=Ks,
-        width=SIZE,
-        height=SIZE,
-    )
-    rgb = (drawn.rgb + 1.0 - drawn.alpha).clamp(0.0, 1.0)
-    return rgb.numpy(), drawn.alpha[..., 0].numpy()
-
-
 def unchanged(before: Path, after: Path) -> tuple[int, int]:
     """How many Gaussians of one file are in another to the last bit, and how many there are."""
-    from threestudio_lucid.gaussians.ply import read_ply
 
     def rows(path: Path) -> list[bytes]:
         g = read_ply(path)
