@@ -322,6 +322,11 @@ def test_wrapping(tmp_path, wrap, color):
     )
 
 
+def test_texture_coordinates_that_are_not_there_are_told(tmp_path, told):
+    assert color_of(textured(tmp_path / "a.glb", {"texCoord": 1})) == [1, 1, 1]
+    assert "TEXCOORD_1" in told[0]
+
+
 def test_v_is_0_at_the_upper_edge(tmp_path):
     image = Image.new("RGB", (2, 2), (255, 0, 0))
     image.paste((0, 0, 255), (0, 1, 2, 2))

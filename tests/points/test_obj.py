@@ -77,7 +77,7 @@ def test_negative_numbers_count_from_the_line_they_stand_in(tmp_path):
         ("f 1 2 -5", "not in the file"),
         ("f 1/1 2/1 3/1", "not in the file"),
         ("f 1 2 x", "cannot be read as OBJ"),
-        ("f 1 2 99999999999999999999", "cannot be read as OBJ"),
+        ("f 1 2 99999999999999999999", "not in the file|cannot be read as OBJ"),
         ("v 1 2\nf 1 2 3", "without three coordinates"),
         ("v 1 2 x\nf 1 2 3", "cannot be read as OBJ"),
         ("v 1 2 inf\nf 1 2 3", "not finite: 1 of 5 rows, first row 4"),
@@ -176,6 +176,8 @@ def textured(folder, line, uv=(0.8, 0.9)):
         ("map_Kd t.png", BLUE),
         ("map_Kd maps\\t.png", BLUE),
         ("map_Kd C:\\Users\\me\\T.PNG", BLUE),
+        ("map_Kd D:\\assets\\deep\\only.png", BLUE),
+        ("map_Kd ../../assets/Deep/only.png", BLUE),
         ("map_Kd /home/me/maps/t.png", BLUE),
         ('map_Kd "t.png"', BLUE),
         ("map_kd t.png # a comment", BLUE),
@@ -191,9 +193,21 @@ def textured(folder, line, uv=(0.8, 0.9)):
 )
 def test_textures(tmp_path, line, color):
     (tmp_path / "maps").mkdir()
-    for name in ("t.png", "maps/t.png", "my picture.png"):
+    (tmp_path / "deep").mkdir()
+    for name in ("t.png", "maps/t.png", "my picture.png", "deep/only.png"):
         (tmp_path / name).write_bytes(picture())
     assert color_of(textured(tmp_path, line)) == color
+
+
+def test_materials_in_a_folder_of_their_own(tmp_path):
+    """Pictures lie beside the MTL file, or beside the OBJ file that names it."""
+    (tmp_path / "mats").mkdir()
+    text = f"mtllib mats/m.mtl\n{SQUARE}vt 0.8 0.9\nusemtl A\nf 1/1 2/1 3/1 4/1\n"
+    (tmp_path / "mats" / "m.mtl").write_text("newmtl A\nmap_Kd t.png\n")
+    for folder in (tmp_path, tmp_path / "mats"):
+        (folder / "t.png").write_bytes(picture())
+        assert color_of(write(tmp_path, text)) == BLUE
+        (folder / "t.png").unlink()
 
 
 def test_v_is_0_at_the_lower_edge(tmp_path):

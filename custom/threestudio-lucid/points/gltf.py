@@ -409,7 +409,10 @@ class _Gltf:
             moved = info.get("extensions", {}).get("KHR_texture_transform", {})
             name = f"TEXCOORD_{moved.get('texCoord', info.get('texCoord', 0))}"
             texture = self._texture(info["index"])
-            if name not in primitive["attributes"]:
+            if texture is not None and name not in primitive["attributes"]:
+                announce(
+                    f"{self.path} has a texture for {name}, which a part of it lacks: it is read without."
+                )
                 texture = None
             elif texture is not None:
                 values = self.numbers(primitive["attributes"][name], (2,)).astype(np.float64)

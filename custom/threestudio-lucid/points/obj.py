@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -173,12 +174,14 @@ def _rows(path: Path, lines: _Lines, vertices: int, uvs: int) -> np.ndarray:
 
 def _indices(corners: list[str]) -> np.ndarray:
     """The first two numbers, [C, 2], of corners written v, v/vt, v//vn or v/vt/vn; 0 where there is none."""
-    if len(kinds := {corner.count("/") for corner in corners}) == 1:
+    if len(kinds := {corner.count("/") for corner in corners}) == 1:  # nearly always, and then it is fast
         width = kinds.pop() + 1
-        words = " ".join(corners).replace("//", "/0/").replace("/", " ").split()
-        if len(words) == width * len(corners):
-            numbers = np.array(words).astype(np.int64).reshape(-1, width)
-            return numbers[:, :2] if width > 1 else np.pad(numbers, ((0, 0), (0, 1)))
+        text = " ".join(corners).replace("//", "/0/").replace("/", " ")
+        with contextlib.suppress(ValueError):
+            numbers = np.fromstring(text, np.int64, sep=" ")
+            if len(numbers) == width * len(corners):
+                numbers = numbers.reshape(-1, width)
+                return numbers[:, :2] if width > 1 else np.pad(numbers, ((0, 0), (0, 1)))
     split = [corner.split("/") for corner in corners]
     return np.array([[int(words[0]), int(words[1] or 0) if len(words) > 1 else 0] for words in split])
 
@@ -202,7 +205,7 @@ def _materials(path: Path, lines: _Lines) -> dict[str, _Material]:
     used = {name for name, number in lines.materials.items() if number in set(lines.faces.materials)}
     for library in _libraries(path, lines.libraries):
         check_size(library)
-        for name, material in _read_mtl(library, set(map(_uncommented, used))).items():
+        for name, material in _read_mtl(library, path, set(map(_uncommented, used))).items():
             found.setdefault(name, material)
     bare = {_uncommented(name): material for name, material in found.items()}
     found |= {name: bare[_uncommented(name)] for name in used - found.keys() if _uncommented(name) in bare}
@@ -227,8 +230,8 @@ def _libraries(path: Path, named: list[str]) -> list[Path]:
     return found
 
 
-def _read_mtl(path: Path, wanted: set[str]) -> dict[str, _Material]:
-    """The materials of an MTL file, of those that are wanted (by names without comments).
+def _read_mtl(path: Path, owner: Path, wanted: set[str]) -> dict[str, _Material]:
+    """The materials of an OBJ file's MTL file, of those that are wanted (by names without comments).
 
     Raises:
         UserError: damaged.
@@ -243,7 +246,7 @@ def _read_mtl(path: Path, wanted: set[str]) -> dict[str, _Material]:
             elif word == "kd" and current is not None:
                 current.base = _color(rest)
             elif word == "map_kd" and current is not None:
-                _add_texture(path, current, rest)
+                _add_texture((path, owner), current, rest)
     return found
 
 
@@ -262,8 +265,12 @@ def _three(values: list[float]) -> list[float]:
     return values
 
 
-def _add_texture(path: Path, material: _Material, rest: str) -> None:
-    """map_Kd: options, each with its numbers, and then a file name that may hold spaces."""
+def _add_texture(owners: tuple[Path, Path], material: _Material, rest: str) -> None:
+    """map_Kd: options, each with its numbers, and then a file name that may hold spaces.
+
+    Args:
+        owners: the files that the picture may lie beside, in their order.
+    """
     words, clamp = rest.split(), False
     at = 0
     while at < len(words) - 1 and words[at].lower() in _OPTIONS:
@@ -281,8 +288,9 @@ def _add_texture(path: Path, material: _Material, rest: str) -> None:
     if at < len(words):
         whole = rest.split(None, at)[at]
         named = (whole, _uncommented(whole), words[-1])
-        name = next((name for name in named if beside(path, name)), named[1])
-        material.texture = find_texture(path, name, ("clamp", "clamp") if clamp else ("repeat", "repeat"))
+        there = ((owner, name) for owner in owners for name in named if beside(owner, name))
+        owner, name = next(there, (owners[0], named[1]))
+        material.texture = find_texture(owner, name, ("clamp", "clamp") if clamp else ("repeat", "repeat"))
 
 
 def _is_number(word: str) -> bool:

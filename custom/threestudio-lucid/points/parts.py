@@ -102,7 +102,8 @@ class Part:
 
     def placed(self) -> np.ndarray:
         """Vertices [V, 3] where they stand in the file."""
-        return self.vertices @ self.place[:3, :3].T + self.place[:3, 3]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by who reads it
+            return self.vertices @ self.place[:3, :3].T + self.place[:3, 3]
 
 
 def fans(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,16 +72,18 @@ def _pixels(values: np.ndarray, wrap: str, size: int) -> np.ndarray:
 
 def _colors(image: Image.Image, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Colours [n, 3] in [0, 1] of some pixels. Only these are taken out: a picture can be large."""
-    if image.mode not in ("RGB", "RGBA", "L", "P", "I;16"):
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    elif image.mode not in ("RGB", "RGBA", "L", "P", "I"):
         image = image.convert("RGB")
     pixels = image.load()
     found = np.array([pixels[x, y] for x, y in zip(columns.tolist(), rows.tolist(), strict=True)])
     if image.mode == "P":
         palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
         found = palette[found]
-    elif image.mode in ("L", "I;16"):
+    elif image.mode in ("L", "I"):
         found = np.repeat(found[:, None], 3, axis=1)
-    return found[:, :3] / (65535.0 if image.mode == "I;16" else 255.0)
+    return np.clip(found[:, :3] / (65535.0 if image.mode == "I" else 255.0), 0.0, 1.0)
 
 
 def find_texture(owner: Path, name: str, wrap: tuple[str, str] = ("repeat", "repeat")) -> Texture | None:
@@ -108,20 +110,17 @@ def texture_of(
 
 
 def beside(owner: Path, name: str) -> Path | None:
-    """The file of that name in the folder of `owner` or below it; None for all that is elsewhere.
+    r"""The file of that name in the folder of `owner` or below it; None for all that is elsewhere.
 
-    Names as Windows writes them are understood: backslashes, whatever upper and lower case. Of a path that
-    leads out of the folder, such as another machine's, the last part alone is looked for.
+    Names as Windows writes them are understood: backslashes, whatever upper and lower case. Of a path that is
+    not there, such as another machine's, the longest end that is there counts: of C:\work\maps\t.png it is
+    maps/t.png, or t.png.
     """
     words = [word for word in name.strip().strip('"').replace("\\", "/").split("/") if word not in ("", ".")]
     if "://" in name or not words:
         return None
-    elsewhere = ".." in words or ":" in words[0] or name.strip().startswith(("/", "\\"))
-    for parts in ([] if elsewhere else [words]) + [words[-1:]]:
-        found = _descend(owner.parent, parts)
-        if found is not None:
-            return found
-    return None
+    ends = (words[k:] for k in range(len(words)) if ".." not in words[k:])
+    return next((found for end in ends if (found := _descend(owner.parent, end)) is not None), None)
 
 
 def _descend(folder: Path, parts: list[str]) -> Path | None:
