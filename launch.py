@@ -7,14 +7,17 @@ Where a real threestudio can be imported, its own launch.py is run; else `host/t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.machinery
 import os
 import runpy
 import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent
 HOST = ROOT / "host"
@@ -33,7 +36,8 @@ settings:
   A list is a schedule where the config allows one: [start_step, from, to, end_step].
   seed=1 tag=name exp_root_dir=folder resume=checkpoint work with every config.
 
-Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in what was given, 130 stopped by Ctrl+C.
+Exit codes: 0 done, 1 a bug (with its traceback), 2 a mistake in what was given, 130 stopped by Ctrl+C, 143 by
+SIGTERM. A training that is stopped saves its last whole step and says how to go on.
 """
 
 
@@ -162,10 +166,36 @@ def main(argv: list[str] | None = None) -> int:
     if checkout is not None:
         hand_over(checkout)
         return 0
-    for argument in argv:
-        if not _is_text(argument):
-            fail(f"{argument!a} is no text: it has bytes that are not UTF-8.")
-    args, overrides = parse_arguments(argv)
+    try:
+        with exit_on_signals():
+            return run_host(*parse_arguments(argv))
+    except KeyboardInterrupt as error:
+        print(getattr(error, "advice", "Stopped."), file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+
+
+@contextlib.contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Leave with the exit code that shells give; the run itself handles signals once it has begun."""
+
+    def stop(signum: int, frame: Any) -> NoReturn:
+        os.write(2, b"Stopped.\n")  # print may be what the signal interrupts
+        sys.exit(128 + signum)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    for name in names:
+        if before[name] == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(getattr(signal, name), stop)
+    try:
+        yield
+    finally:
+        for name in names:
+            signal.signal(getattr(signal, name), before[name])
+
+
+def run_host(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Do on our host what is asked; returns the exit code."""
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = args.gpu or "0"
@@ -174,6 +204,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from threestudio import run as launcher
 
+    options = ["--gpu", args.gpu] if args.gpu else []
+    options += [f"--{name}" for name in ("verbose", "typecheck") if getattr(args, name)]
     request = launcher.Request(
         config=args.config,
         stage=args.stage,
@@ -182,12 +214,10 @@ def main(argv: list[str] | None = None) -> int:
         verbose=args.verbose,
         typecheck=args.typecheck,
         command=shlex.join(["python", *sys.argv]),
+        program=["python", sys.argv[0], *options],
     )
     try:
         launcher.run(request)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return 130
     except Exception as error:
         message = launcher.describe_error(error)
         if message is not None:

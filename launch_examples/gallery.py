@@ -69,6 +69,8 @@ def train(prompt: str, config: Path, out: Path, overrides: Sequence[str]) -> Pat
             *(f"name={config.stem}", f"exp_root_dir={out}", "use_timestamp=false"),
             *(f"tag={trial.name}", f"system.prompt_processor.prompt={prompt}", *overrides),
         ]
+        if (last := trial / "ckpts/last.ckpt").exists():  # it was stopped
+            command.append(f"resume={last}")
         start = time.monotonic()
         subprocess.run(command, cwd=ROOT, check=True)
         done.write_text(json.dumps({"seconds": time.monotonic() - start}))

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import re
-import shutil
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ import threestudio
 from threestudio.extensions import load_extensions
 from threestudio.kinds import ROLES, unknown_name
 from threestudio.systems.base import BaseSystem
+from threestudio.utils import folder as folders
 from threestudio.utils.callbacks import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -47,6 +48,7 @@ from threestudio.utils.errors import (
 )
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
 from threestudio.utils.overrides import escaped
+from threestudio.utils.stopping import Stopped, Stopping
 
 STAGES = ("train", "validate", "test", "export")
 
@@ -69,6 +71,8 @@ class Request:
     """Check annotated shapes at run time."""
     command: str = ""
     """The command line, for cmd.txt."""
+    program: Sequence[str] = ("python", "launch.py")
+    """How the program is called, with its options but without config, stage and overrides."""
 
 
 def run(request: Request) -> None:
@@ -76,12 +80,13 @@ def run(request: Request) -> None:
 
     Raises:
         UserError: (or whatever has ``is_user_error``) a mistake in config, command line or files.
-        KeyboardInterrupt: stopped by the user.
+        Stopped: (a KeyboardInterrupt) stopped by Ctrl+C or another signal.
     """
     set_up_logging(request.verbose)
     load_extensions(request.custom_folders)
     try:
-        _run(request)
+        with Stopping() as stopping:
+            _run(request, stopping)
     except (MissingMandatoryValue, ConfigAttributeError, ConfigKeyError) as error:
         message = _explain_access(error)
         if message is None:
@@ -89,14 +94,16 @@ def run(request: Request) -> None:
         raise ConfigValueError(message) from error
 
 
-def _run(request: Request) -> None:
+def _run(request: Request, stopping: Stopping) -> None:
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 1
     cfg = load_config(request.config, cli_args=request.overrides, n_gpus=n_gpus)
     _check_arguments("trainer", cfg.trainer, pl.Trainer.__init__)
-    _check_arguments("checkpoint", cfg.checkpoint, ModelCheckpoint.__init__)
+    _check_arguments("checkpoint", cfg.checkpoint, ModelCheckpoint.__init__, Checkpoints.__init__)
     for key in ("data_type", "system_type"):
         if not cfg[key]:
             raise ConfigValueError(f"{request.config} names no {key}.")
+    keys = [item.partition("=")[0] for item in request.overrides]
+    place = folders.choose(cfg, request.config, keys)
     status = _read_checkpoint(cfg, request.stage)
     if request.typecheck:
         from threestudio.utils.typecheck import check_shapes
@@ -106,18 +113,17 @@ def _run(request: Request) -> None:
     # The rank goes into the seed, so that processes see different cameras and noise.
     seed = cfg.seed + get_rank()
     pl.seed_everything(seed, workers=True, verbose=False)
-    with _run_folder(Path(cfg.trial_dir)) as folder, _naming_the_key(cfg, request.config):
+    training = request.stage == "train"
+    with folders.claimed(cfg, place, training) as folder, _naming_the_key(cfg, request.config):
         datamodule = threestudio.find(cfg.data_type)(cfg.data)
         system: BaseSystem = threestudio.find(cfg.system_type)(cfg.system, resumed=cfg.resume is not None)
-        system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
-        training = request.stage == "train"
-        callbacks: list[Any] = [_Started(folder)]
+        callbacks: list[Any] = [_Started(folder), _SaveFolder(cfg.trial_dir), SeedEveryStep(seed)]
         if cfg.trainer.get("enable_progress_bar", True):  # Lightning refuses a bar of ours with false
             callbacks.append(CustomProgressBar())
-        callbacks += _training_callbacks(request, cfg, seed) if training else []
+        callbacks += _training_callbacks(request, cfg, status[1], stopping) if training else []
         trainer = _make_trainer(cfg, callbacks, _loggers(cfg, system) if training else False, request.verbose)
         if training:
-            _train(trainer, system, datamodule, cfg.resume)
+            _train(request, trainer, system, datamodule, cfg)
         else:
             system.set_resume_status(*status)
             _evaluate(request.stage, trainer, system, datamodule, cfg.resume)
@@ -128,18 +134,36 @@ def _run(request: Request) -> None:
 # ---- stages ------------------------------------------------------------------------------------------------
 
 
-def _train(trainer: pl.Trainer, system: BaseSystem, datamodule: Any, resume: str | None) -> None:
-    with _interruptible(trainer):
-        try:
-            trainer.fit(system, datamodule=datamodule, ckpt_path=resume)
-        except ValueError as error:
-            if "loaded state dict" not in str(error):  # what torch says of an optimizer's state
-                raise
-            raise CheckpointError(
-                f"{resume} was made with another optimizer: its state does not fit system.optimizer; "
-                f"system.weights={resume} starts a new training with its weights."
-            ) from error
-        trainer.test(system, datamodule=datamodule, verbose=False)
+def _train(
+    request: Request, trainer: pl.Trainer, system: BaseSystem, datamodule: Any, cfg: ExperimentConfig
+) -> None:
+    try:
+        with _interruptible(trainer):
+            trainer.fit(system, datamodule=datamodule, ckpt_path=cfg.resume)
+            trainer.test(system, datamodule=datamodule, verbose=False)
+    except ValueError as error:
+        if "loaded state dict" not in str(error):  # what torch says of an optimizer's state
+            raise
+        raise CheckpointError(
+            f"{cfg.resume} was made with another optimizer: its state does not fit system.optimizer; "
+            f"system.weights={cfg.resume} starts a new training with its weights."
+        ) from error
+    except Stopped as stopped:
+        stopped.advice = _how_to_go_on(request, cfg, trainer)
+        raise
+
+
+def _how_to_go_on(request: Request, cfg: ExperimentConfig, trainer: pl.Trainer) -> str:
+    """What a stopped training says: which step is saved, and the command that goes on from it."""
+    saved = trainer.checkpoint_callback.newest
+    if saved is None and cfg.resume is None:
+        return "Stopped before the first step was done: there is nothing to go on from."
+    if saved is None:
+        return f"Stopped before a further step was done. Go on with\n  {request.command}"
+    path, step = saved
+    config = os.path.join(cfg.trial_dir, "configs", "parsed.yaml")
+    command = shlex.join([*request.program, "--config", config, "--train", f"resume={path}"])
+    return f"Stopped; step {step} of {trainer.max_steps} is saved. Go on with\n  {command}"
 
 
 def _evaluate(
@@ -159,16 +183,13 @@ def _evaluate(
 
 @contextlib.contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl+C as KeyboardInterrupt: Lightning makes a SystemExit of it."""
+    """What stopped the run: Lightning makes a SystemExit of it."""
     try:
         yield
     except SystemExit as error:
         if not trainer.interrupted:
             raise
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
-        if trainer.is_global_zero and checkpoint:
-            print(f"Continue with --train resume={checkpoint}", file=sys.stderr)
-        raise KeyboardInterrupt from error
+        raise error.__context__ if isinstance(error.__context__, Stopped) else Stopped() from error
 
 
 def _read_checkpoint(cfg: ExperimentConfig, stage: str) -> tuple[int, int]:
@@ -182,9 +203,28 @@ def _read_checkpoint(cfg: ExperimentConfig, stage: str) -> tuple[int, int]:
             f"{cfg.resume} holds weights alone, without the optimizer, so training cannot resume from it; "
             f"system.weights={cfg.resume} starts a new training with them."
         )
-    if "epoch" not in checkpoint or "global_step" not in checkpoint:
+    epoch, step = checkpoint.get("epoch"), checkpoint.get("global_step")
+    if not isinstance(epoch, int) or not isinstance(step, int):
         raise CheckpointError(f"{cfg.resume} is not a training checkpoint: it does not say its step.")
-    return int(checkpoint["epoch"]), int(checkpoint["global_step"])
+    if stage == "train":
+        _check_that_something_is_left(cfg, step)
+    return epoch, step
+
+
+def _check_that_something_is_left(cfg: ExperimentConfig, step: int) -> None:
+    """Raise a CheckpointError if the checkpoint is of a run that has been trained and tested to its end."""
+    max_steps = cfg.trainer.get("max_steps", -1)
+    if not isinstance(max_steps, int) or not 0 < max_steps <= step:
+        return
+    if folders.is_unfinished(Path(cfg.trial_dir)) and Path(cfg.resume).resolve().is_relative_to(
+        Path(cfg.trial_dir).resolve()
+    ):
+        threestudio.info(f"{cfg.resume} is at the last step: what is left is the test.")
+        return
+    raise CheckpointError(
+        f"{cfg.resume} is at step {step} and trainer.max_steps is {max_steps}: nothing is left to train. "
+        f"trainer.max_steps={2 * step}, say, goes on; --test, --validate and --export make files of it."
+    )
 
 
 # ---- trainer -----------------------------------------------------------------------------------------------
@@ -211,26 +251,38 @@ def _make_trainer(cfg: ExperimentConfig, callbacks: list[Any], loggers: Any, ver
         raise ConfigValueError(f"trainer: {error}\nIt was given {given}.") from error
 
 
-def _training_callbacks(request: Request, cfg: ExperimentConfig, seed: int) -> list[Any]:
+def _training_callbacks(request: Request, cfg: ExperimentConfig, step: int, stopping: Stopping) -> list[Any]:
     try:
         checkpoints = Checkpoints(
-            **{"dirpath": os.path.join(cfg.trial_dir, "ckpts"), **config_to_primitive(cfg.checkpoint)}
+            stopping=stopping,
+            **{"dirpath": os.path.join(cfg.trial_dir, "ckpts"), **config_to_primitive(cfg.checkpoint)},
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigValueError(f"checkpoint: {error}") from error
     return [
-        SeedEveryStep(seed),
+        _KeepEarlier(cfg, step, checkpoints),
         checkpoints,
         LearningRateMonitor(logging_interval="step"),
         CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
         ConfigSnapshotCallback(
             request.config,
-            cfg,
+            folders.to_save(cfg),
             os.path.join(cfg.trial_dir, "configs"),
             use_version=False,
             command=request.command,
         ),
     ]
+
+
+class _KeepEarlier(pl.Callback):
+    """Keeps what a resumed run would replace, before it does; see `threestudio.utils.folder.keep_earlier`."""
+
+    def __init__(self, cfg: ExperimentConfig, step: int, checkpoints: Checkpoints) -> None:
+        super().__init__()
+        self._cfg, self._step, self._checkpoints = cfg, step, checkpoints
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._checkpoints.keep_earlier = folders.keep_earlier(self._cfg, self._step)
 
 
 def _loggers(cfg: ExperimentConfig, system: BaseSystem) -> list[Any]:
@@ -242,29 +294,23 @@ def _loggers(cfg: ExperimentConfig, system: BaseSystem) -> list[Any]:
     return loggers
 
 
-def _check_arguments(section: str, given: Any, function: Any) -> None:
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+def _check_arguments(section: str, given: Any, *functions: Any) -> None:
+    parameters = [name for function in functions for name in inspect.signature(function).parameters]
+    known = sorted(set(parameters) - {"self", "kwargs", "stopping"})
     for key in given:
         if key not in known:
             raise UnknownKeyError(
-                f"Unknown key {key!r} in {section}.{did_you_mean(key, known)}\n"
-                f"Its keys: {', '.join(sorted(known))}."
+                f"Unknown key {key!r} in {section}.{did_you_mean(key, known)}\nIts keys: {', '.join(known)}."
             )
 
 
 # ---- the folder of the run ---------------------------------------------------------------------------------
 
 
-@dataclass
-class _Folder:
-    started: bool = False
-    """Whether the run got as far as its first batch."""
-
-
 class _Started(pl.Callback):
     """Marks a run that did start, whose files are therefore worth keeping."""
 
-    def __init__(self, folder: _Folder) -> None:
+    def __init__(self, folder: folders.RunFolder) -> None:
         super().__init__()
         self._folder = folder
 
@@ -275,22 +321,15 @@ class _Started(pl.Callback):
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _mark
 
 
-@contextlib.contextmanager
-def _run_folder(path: Path) -> Iterator[_Folder]:
-    """Leave no trace in ``path`` of a run that fails before it starts, unless the folder was there before."""
-    new = next((p for p in [*reversed(path.parents), path] if not p.exists()), None)
-    folder = _Folder()
-    try:
-        yield folder
-    except BaseException:
-        if new is not None and path.is_dir() and not folder.started and get_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
-            for parent in path.parents:
-                if parent == new.parent:
-                    break
-                with contextlib.suppress(OSError):
-                    parent.rmdir()  # only if empty
-        raise
+class _SaveFolder(pl.Callback):
+    """Tells the system where to save: in the folder that the first process has claimed."""
+
+    def __init__(self, trial_dir: str) -> None:
+        super().__init__()
+        self._trial_dir = trial_dir
+
+    def setup(self, trainer: pl.Trainer, pl_module: BaseSystem, stage: str) -> None:
+        pl_module.set_save_dir(os.path.join(trainer.strategy.broadcast(self._trial_dir), "save"))
 
 
 def _print_files(system: BaseSystem, trial_dir: Path) -> None:

@@ -221,13 +221,14 @@ def test_last_checkpoint_is_of_the_last_step(launch):
     assert saved() == (kept, 5)
     config = ("--config", f"{folder}/configs/parsed.yaml", "--train")
     assert launch(*config, f"resume={folder}/ckpts/last.ckpt", "trainer.max_steps=7") == 0
-    assert saved() == (kept | {"epoch=0-step=6.ckpt"}, 7)
+    kept |= {"epoch=0-step=5.ckpt", "epoch=0-step=6.ckpt"}  # step 5 was last.ckpt
+    assert saved() == (kept, 7)
     resumed = json.loads((folder / "save" / "weight.json").read_text())
     assert launch("--config", "tiny.yaml", "--train", "tag=whole", "trainer.max_steps=7") == 0
     assert weight("whole") == resumed
     # from an older one, which does not know of the last.ckpt that is there
     assert launch(*config, f"resume={folder}/ckpts/epoch=0-step=2.ckpt", "trainer.max_steps=3") == 0
-    assert saved() == (kept | {"epoch=0-step=6.ckpt"}, 3)
+    assert saved() == (kept | {"epoch=0-step=7.ckpt"}, 3)
 
 
 def test_files_are_named_when_the_system_lists_none_at_this_stage(launch, capsys):
@@ -295,7 +296,7 @@ def test_checkpoint_of_another_system_and_of_weights_alone(launch, capfd):
     import torch
 
     assert launch("--config", "tiny.yaml", "--train") == 0
-    resume = f"{trial()}/ckpts/last.ckpt"
+    resume = f"{trial()}/ckpts/epoch=0-step=4.ckpt"
     for stage in ("train", "test"):
         assert (
             launch("--config", "tiny.yaml", f"--{stage}", "tag=b", "system.size=5", f"resume={resume}") == 2

@@ -89,6 +89,14 @@ MAX_SEED = 2**32 - 2**16
 MAX_NAME_BYTES = 160
 """Longest trial folder name, timestamp included: files of long prompts must still fit a path."""
 
+COMPUTED_KEYS = {
+    "exp_dir": "it is exp_root_dir/name: give those",
+    "trial_name": "it is made of tag and timestamp: give those",
+    "trial_dir": "it is exp_root_dir/name/tag: give those",
+    "n_gpus": "the GPUs are counted: --gpu 0,1 says which",
+}
+"""Keys of `ExperimentConfig` that a saved config holds and nobody gives, and what to give instead."""
+
 
 @dataclass
 class ExperimentConfig:
@@ -103,7 +111,7 @@ class ExperimentConfig:
     seed: int = 0
     """Seed of everything random; each process adds its rank."""
     use_timestamp: bool = True
-    """Append @date-time to the tag, so that trials do not overwrite each other."""
+    """Append @date-time to the tag, so that each trial has a folder of its own."""
     timestamp: str | None = None
     """The timestamp itself; a saved config has one, and runs from it continue in the same folder."""
     exp_root_dir: str = "outputs"
@@ -142,15 +150,26 @@ class ExperimentConfig:
         if isinstance(self.seed, int) and not 0 <= self.seed <= MAX_SEED:  # other types are refused later
             raise ConfigValueError(f"seed is {self.seed}; it must be 0 to {MAX_SEED}.")
         if self.timestamp is None:
-            self.timestamp = ""
-            if self.use_timestamp and self.n_gpus > 1:
-                # Each process would read its own clock.
-                threestudio.warn("No timestamp with several GPUs: make sure that the tag is unique.")
-            elif self.use_timestamp:
-                self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S")
+            self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S") if self.use_timestamp else ""
+        _check_inside("name", str(self.name))
+        if re.search(r"[/\\\x00-\x1f]", str(self.timestamp)) or len(str(self.timestamp).encode()) > 64:
+            raise ConfigValueError(
+                f"timestamp is {self.timestamp!r}; it is the end of a folder's name, of at most 64 bytes, "
+                "without slashes. exp_root_dir=... says where results go."
+            )
         self.trial_name = folder_name(str(self.tag), suffix=str(self.timestamp))
         self.exp_dir = os.path.join(str(self.exp_root_dir), str(self.name))
         self.trial_dir = os.path.join(self.exp_dir, self.trial_name)
+
+
+def _check_inside(key: str, path: str) -> None:
+    """Raise a ConfigValueError if ``path``, given as ``key``, would not be a folder below exp_root_dir."""
+    parts = re.split(r"[/\\]", path)
+    too_long = any(len(part.encode(errors="surrogatepass")) > 255 for part in parts)
+    if Path(path).is_absolute() or ".." in parts or re.search(r"[\x00-\x1f]", path) or too_long:
+        raise ConfigValueError(
+            f"{key} is {path!r}; it names a folder below exp_root_dir, which says where results go."
+        )
 
 
 def folder_name(tag: str, suffix: str = "") -> str:
@@ -186,6 +205,7 @@ def load_config(
         UserError: whatever is wrong with them, and where.
     """
     parts = [_parse_yaml(text, "the config text") if from_string else _load_yaml(text) for text in yamls]
+    _reject_computed(parts, cli_args)
     try:
         merged = OmegaConf.merge(*parts)
         if not isinstance(merged, DictConfig):
@@ -199,6 +219,16 @@ def load_config(
     except OmegaConfBaseException as error:
         raise _readable(error) from error
     return parse_structured(ExperimentConfig, OmegaConf.create(resolved))
+
+
+def _reject_computed(files: Sequence[DictConfig], items: Sequence[str]) -> None:
+    """Raise an error for computed keys that are given; a config that a run saved holds them all."""
+    given = {item.partition("=")[0] for item in items}
+    for file in files:
+        given |= set() if all(key in file for key in COMPUTED_KEYS) else {str(key) for key in file}
+    for key, instead in COMPUTED_KEYS.items():
+        if key in given:
+            raise ConfigValueError(f"{key} cannot be given: {instead}.")
 
 
 def _load_yaml(path: str) -> DictConfig:

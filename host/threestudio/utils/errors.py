@@ -50,6 +50,10 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged, or belongs to something else."""
 
 
+class FolderError(UserError, OSError):
+    """A run's folder that cannot be made, or is another run's."""
+
+
 class ModelError(UserError, OSError):
     """A pretrained model that is missing, damaged, or out of reach."""
 

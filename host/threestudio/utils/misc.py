@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
-import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,31 +211,59 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = None) -> dict[s
     """A Lightning checkpoint, without unpickling anything but tensors and plain containers.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not a checkpoint.
+        CheckpointError: the file is missing, damaged, or not a checkpoint; names a whole one beside it.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(_missing_checkpoint_message(path))
     try:
+        return _load_undamaged(path, map_location)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_whole_one_beside(path)}") from error
+
+
+def _load_undamaged(path: Path, map_location: Any = None) -> dict[str, Any]:
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        # Of what is no checkpoint at all, torch says only how to unpickle it nevertheless.
-        unpicklable = isinstance(error, pickle.UnpicklingError)
-        reason = "" if unpicklable else f" ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    except CheckpointError:
+        raise
+    except Exception as error:  # what damaged bytes make of the unpickler's programs can be anything
+        # torch's own words are about unpickling the file nevertheless, which is the worst that one can do
+        reason = f" ({error.strerror})" if isinstance(error, PermissionError) else ""
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint; it is damaged, incomplete, or something else.{reason}"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no 'state_dict'.")
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Raise a CheckpointError if a part of the zip archive differs from its checksum, which torch ignores."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:  # torch packs nothing
+            raise CheckpointError(f"{path} is damaged: its parts would be larger than the whole.")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged!r} in it is not what was written.")
+
+
+def _whole_one_beside(path: Path) -> str:
+    """A sentence about the newest checkpoint in the same folder that is whole; "" if there is none."""
+    others = [other for other in path.parent.glob("*.ckpt") if other.is_file() and not other.samefile(path)]
+    for other in sorted(others, key=_age):
+        with contextlib.suppress(CheckpointError, OSError):
+            step = _load_undamaged(other, "cpu").get("global_step")
+            return f" Give {other} in its place, which is whole and of step {step}."
+    return ""
+
+
+def _age(path: Path) -> tuple[float, float]:
+    """Smaller for newer checkpoints: by the step in the name, then by time."""
+    step = re.search(r"step=(\d+)", path.name)
+    return (-int(step[1]) if step else math.inf, -path.stat().st_mtime)
 
 
 def _missing_checkpoint_message(path: Path) -> str:
