@@ -2,11 +2,17 @@
 PYTHON ?= python3
 PROMPT ?= a hamburger
 ACTIVATED := . .venv/bin/activate &&
+define NEWLINE
+
+
+endef
+# As it was typed, for the shell: neither make nor the shell looks for $, quotes or backticks in it.
+QUOTED_PROMPT = '$(subst $(NEWLINE), ,$(subst ','\'',$(value PROMPT)))'
 
 .PHONY: demo test fast-test test-cuda lint format clean
 
 demo: .venv/installed
-	$(ACTIVATED) python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt="$(PROMPT)"
+	$(ACTIVATED) python launch.py --config configs/ism-gs.yaml --train system.prompt_processor.prompt=$(QUOTED_PROMPT)
 
 # All tests, the graded end-to-end run included.
 test: .venv/installed lint
