@@ -5,6 +5,7 @@ Configs read them, and the length of the run, through resolvers:
     ${recipe:steps}             a value of the recipe of system.guidance.prior
     ${part:0.6}                 this part of trainer.max_steps, a whole number of steps
     ${ramp:${recipe:lr_means}}  the schedule [0, v0, v1, trainer.max_steps] of a pair; a number stays one
+    ${staged:${data.batch_size}}  a list with an entry per stage of data.resolution_milestones, as a schedule
     ${even:4}                   steps between things that happen about 4 times a run, the last at its end
     ${without_words:${prompt}}  the prompt without the words that system.guidance.lora and embeddings bring
 
@@ -180,6 +181,34 @@ def ramp(value: float | Sequence[float], max_steps: int) -> float | list[float]:
     return [0, first, last, max_steps]
 
 
+def staged(values: float | Sequence[float], milestones: Sequence[int]) -> float | list[float]:
+    """A value that changes at milestones, as a schedule that jumps within one step; a number stays one.
+
+    >>> staged([4, 2, 1], [100, 200]), staged([4], []), staged(4, [100])
+    ([99, 4, 2, 100, 2, 199, 1, 200], 4, 4)
+
+    Raises:
+        UserError: neither one value nor one more than there are milestones.
+    """
+    if not isinstance(values, Sequence):
+        return values
+    values, milestones = list(values), list(milestones)
+    if len(values) == 1:
+        return values[0]
+    if len(values) != len(milestones) + 1:
+        raise UserError(
+            f"{values} has {len(values)} values for {len(milestones) + 1} stages of "
+            f"data.resolution_milestones {milestones}."
+        )
+    knots = [(milestones[0] - 1, values[0])]
+    for step, before, after in zip(milestones, values[:-1], values[1:], strict=True):
+        if step - 1 > knots[-1][0]:
+            knots.append((step - 1, before))
+        knots.append((step, after))
+    (start, first), *later = knots
+    return [start, first, *(entry for step, value in later for entry in (value, step))]
+
+
 def even(times: int, max_steps: int) -> int:
     """The smallest interval that divides the run and makes at most `times` parts of it.
 
@@ -219,6 +248,7 @@ def register_resolvers() -> None:
         "part": lambda fraction, *, _root_: part(float(fraction), _max_steps(_root_)),
         "ramp": lambda value, *, _root_: ramp(value, _max_steps(_root_)),
         "without_words": prompt_without,
+        "staged": lambda values, *, _root_: staged(values, _root_.data.get("resolution_milestones") or []),
         "even": lambda times, *, _root_: even(times, _max_steps(_root_)),
     }
     for name, resolver in resolvers.items():

@@ -72,6 +72,31 @@ def test_assign_fits_degrees_and_refuses_too_many(gaussians):
         GaussianCloud(49).assign(gaussians)
 
 
+def test_another_capacity_keeps_the_living(gaussians):
+    cloud = GaussianCloud(64)
+    cloud.assign(gaussians)
+    n, params = len(cloud), dict(cloud.params)
+    cloud.frozen[1] = True
+    for capacity in (90, n):
+        cloud.resize(capacity)
+        assert (cloud.capacity, len(cloud)) == (capacity, n)
+        assert all(cloud.params[name] is p and len(p) == capacity for name, p in params.items())
+        assert torch.equal(cloud.living.means, gaussians.means) and cloud.frozen.nonzero().tolist() == [[1]]
+        assert len(cloud.grad_sum) == capacity and (cloud.means[n:] == 0).all()
+    with pytest.raises(ValueError, match="do not fit"):
+        cloud.resize(n - 1)
+
+
+@pytest.mark.parametrize("capacity", [1, 50, 80])
+def test_a_state_of_another_capacity_is_taken(gaussians, capacity):
+    """Its living rows are; the own capacity stays, unless they need more."""
+    one, other = GaussianCloud(64), GaussianCloud(capacity)
+    one.assign(gaussians)
+    other.load_state_dict(one.state_dict())
+    assert other.capacity == max(capacity, len(one)) and len(other) == len(one)
+    assert torch.equal(other.living.means, one.living.means)
+
+
 @pytest.mark.parametrize(("capacity", "degree"), [(0, 0), (10, 4), (10, -1)])
 def test_impossible_sizes(capacity, degree):
     with pytest.raises(ValueError, match="expected"):

@@ -153,6 +153,38 @@ def test_a_checkpoint_can_be_edited(asset, small_prior, tmp_path):
     assert torch.equal(read_ply(trial / "save/it4.ply").means, read_ply(asset).means)
 
 
+def test_a_file_may_hold_more_than_the_capacity(asset, small_prior, tmp_path):
+    """Then the cloud has room for what is in the file; resuming knows it without the file."""
+    small = [
+        "system.geometry.num_points=10",
+        "system.geometry.capacity=20",
+        "checkpoint.every_n_train_steps=1",
+    ]
+    copy = tmp_path / "copy.ply"
+    copy.write_bytes(asset.read_bytes())
+    whole = edit(copy, small_prior, tmp_path / "whole", *small, "system.shape=free")
+    assert json.loads((whole / "save/it4-metrics.json").read_text())["capacity"] == 40
+    assert len(read_ply(whole / "save/it4-before.ply")) == 40
+    copy.unlink()
+    given = [*small, "system.shape=free", f"resume={whole / 'ckpts/epoch=0-step=2.ckpt'}"]
+    resumed = edit(copy, small_prior, tmp_path / "resumed", *given)
+    for name in ("it4.ply", "it4-before.ply", "it4-metrics.json"):
+        assert (whole / "save" / name).read_bytes() == (resumed / "save" / name).read_bytes()
+
+
+@pytest.mark.parametrize("capacity", [20, 60])
+def test_weights_fit_any_capacity(asset, small_prior, tmp_path, capacity):
+    cloud = GaussianCloud(100)
+    cloud.assign(read_ply(asset))
+    state = {f"geometry.cloud.{name}": value for name, value in cloud.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 0, "global_step": 7}, tmp_path / "last.ckpt")
+    given = [f"system.weights={tmp_path}/last.ckpt", f"system.geometry.capacity={capacity}"]
+    given += ["system.geometry.init=shape:ball", "system.geometry.num_points=10"]
+    trial = edit(asset, small_prior, tmp_path, *given)
+    assert torch.equal(read_ply(trial / "save/it4.ply").means, read_ply(asset).means)
+    assert json.loads((trial / "save/it4-metrics.json").read_text())["capacity"] == max(capacity, 40)
+
+
 MISTAKES = {
     "system.shape=kept": "shape is 'kept'; it must be one of: keep, anchor, free",
     "system.mask={box: [[1, 0, 0], [0, 1, 1]]}": "the low one first",

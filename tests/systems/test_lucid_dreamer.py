@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from toy import launch, toy_config
 
+import threestudio
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.ply import read_ply
 
@@ -124,6 +125,31 @@ def test_gradients_are_gathered_from_these_views(tmp_path, last_view_only, views
     trial = launch(config, tmp_path, "trainer.max_steps=3", "checkpoint.every_n_train_steps=3")
     state = torch.load(trial / "ckpts/last.ckpt", weights_only=True)["state_dict"]
     assert state["geometry.cloud.grad_count"].max() == 3 * views
+
+
+def test_batches_whose_size_changes(tmp_path):
+    """The list of sizes is no schedule of a loss's weight, and is told before the first step."""
+    config = toy_config(tmp_path)
+    config["data"] |= {"batch_size": [4, 2, 1], "resolution_milestones": [1, 2]}
+    config["system"]["loss"]["lambda_sds"] = "${data.batch_size}"
+    with pytest.raises(UserError, match=r"lambda_sds is \[4, 2, 1\].*\$\{staged:\$\{data.batch_size\}\}"):
+        launch(config, tmp_path)
+    config["system"]["loss"]["lambda_sds"] = "${staged:${data.batch_size}}"
+    config["system"]["accumulate"] = 2
+    with pytest.raises(UserError, match=r"accumulate=2 does not divide the 1 of data\.batch_size"):
+        launch(config, tmp_path)
+    config["system"]["accumulate"] = 1
+    assert (launch(config, tmp_path, "trainer.max_steps=3") / "save/it3.ply").exists()
+
+
+@pytest.mark.parametrize(("every", "told"), [(500, True), (4, True), (3, False), (0, False)])
+def test_a_run_too_short_for_its_harmonics_says_so(tmp_path, monkeypatch, every, told):
+    said = []
+    monkeypatch.setattr(threestudio, "warn", said.append)
+    config = toy_config(tmp_path)
+    config["system"]["geometry"] |= {"sh_degree": 3, "sh_degree_every": every}
+    launch(config, tmp_path, "trainer.max_steps=10", "data.n_test_views=2")
+    assert any("sh_degree_every" in line for line in said) is told
 
 
 def test_test_and_export_from_a_checkpoint(finished, tmp_path, capsys):

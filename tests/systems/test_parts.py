@@ -9,11 +9,14 @@ import torch
 from omegaconf import OmegaConf, __version__
 from packaging.version import Version
 
+from threestudio.utils.config import parse_structured
+from threestudio.utils.misc import C
 from threestudio_lucid import recipe
+from threestudio_lucid.data.cameras import LucidCameraDataModuleConfig, LucidCameraDataset
 from threestudio_lucid.errors import UserError
 from threestudio_lucid.gaussians.density import DensityReport
 from threestudio_lucid.guidance import cards
-from threestudio_lucid.recipe import PUBLISHED, even, find_recipe, part, ramp
+from threestudio_lucid.recipe import PUBLISHED, even, find_recipe, part, ramp, staged
 from threestudio_lucid.seeding import generator, seed_of
 from threestudio_lucid.systems import density as timetable
 from threestudio_lucid.systems.density import DensityConfig
@@ -115,6 +118,26 @@ def test_parts_of_a_run():
     assert ramp([1e-3, 1e-5], 600) == [0, 1e-3, 1e-5, 600]
     assert ramp(0.05, 600) == 0.05
     assert [even(4, n) for n in (600, 602, 601, 3, 1)] == [150, 301, 601, 1, 1]
+
+
+@pytest.mark.parametrize("milestones", [[5], [3, 4], [1, 2], [0, 7], [2, 9, 10]])
+def test_a_weight_that_follows_the_batch_size(milestones):
+    """At every step it is the size of that step's batch, for threestudio's schedules of whole steps."""
+    sizes = [8, 4, 2, 1][: len(milestones) + 1]
+    batches = {"batch_size": sizes, "resolution_milestones": milestones, "height": 4, "width": 4}
+    dataset = LucidCameraDataset(parse_structured(LucidCameraDataModuleConfig, batches), rays=False)
+    cfg = OmegaConf.create({"data": batches, "weight": "${staged:${data.batch_size}}"})
+    for step in range(12):
+        assert C(cfg.weight, 0, step) == len(dataset.batch(step)["c2w"]), step
+    assert cfg.weight[1] in sizes and all(
+        b > a for a, b in zip(cfg.weight[3::2], cfg.weight[5::2], strict=False)
+    )
+
+
+def test_one_batch_size_is_a_number():
+    assert (staged(4, []), staged([4], [])) == (4, 4)
+    with pytest.raises(UserError, match=r"3 values for 2 stages of data.resolution_milestones"):
+        staged([4, 2, 1], [100])
 
 
 def test_recipes_of_cards(tmp_path):

@@ -17,6 +17,7 @@ from ..points import PointCloud, mean_squared_neighbour_distance
 # Spherical harmonic of degree 0: colour = 0.5 + SH_C0 * coefficient, before clamping at 0.
 SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3
+ROW_BUFFERS = ("grad_sum", "grad_count", "frozen")
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
 
 
@@ -158,10 +159,43 @@ class GaussianCloud(nn.Module):
         self.grad_count.zero_()
         self.frozen.zero_()
 
+    @torch.no_grad()
+    def resize(self, capacity: int) -> None:
+        """Another number of rows; the living keep theirs. Not once an optimizer has the parameters.
+
+        Raises:
+            ValueError: fewer rows than there are living Gaussians.
+        """
+        if capacity < len(self):
+            raise ValueError(f"{len(self)} Gaussians do not fit a capacity of {capacity}")
+        if capacity == self.capacity:
+            return
+        for p in self.params.values():
+            p.data, p.grad = _with_rows(p.data, capacity), None
+        for name in ROW_BUFFERS:
+            setattr(self, name, _with_rows(getattr(self, name), capacity))
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         # checkpoints from before there were edits: nothing is frozen
         state_dict.setdefault(prefix + "frozen", torch.zeros_like(self.frozen))
+        # another capacity: this one is kept, if the living have room
+        if prefix + "n" in state_dict:
+            living = int(state_dict[prefix + "n"])
+            if living > self.capacity:
+                self.n.zero_()
+                self.resize(living)
+            for name in (*PARAMETERS, *ROW_BUFFERS):
+                if prefix + name in state_dict:
+                    state_dict[prefix + name] = _with_rows(state_dict[prefix + name], self.capacity)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _with_rows(tensor: Tensor, rows: int) -> Tensor:
+    """The tensor with so many rows, further ones zero."""
+    if len(tensor) == rows:
+        return tensor
+    kept = tensor[:rows]
+    return torch.cat([kept, kept.new_zeros(rows - len(kept), *tensor.shape[1:])])
 
 
 def scales(gaussians: Gaussians) -> Tensor:

@@ -92,11 +92,8 @@ class LucidGaussianSplatting(BaseGeometry):
 
     def configure(self) -> None:
         super().configure()
-        capacity = self.cfg.capacity
-        if not capacity:
-            path = self.file_of_gaussians()
-            capacity = 4 * max(len(read_ply(path)) if path else 0, self.cfg.num_points)
-        self.cloud = GaussianCloud(capacity, self.cfg.sh_degree)
+        self.cloud = GaussianCloud(self.cfg.capacity or 4 * self.cfg.num_points, self.cfg.sh_degree)
+        self._given: Gaussians | None = None
         self.active_sh_degree = 0
         self._started = False
 
@@ -109,17 +106,35 @@ class LucidGaussianSplatting(BaseGeometry):
         if self._started or len(self.cloud):
             self._started = True
             return
-        path = self.file_of_gaussians()
-        start = read_ply(path) if path else self._gaussians_from_points()
+        self.make_room()
+        start = self._gaussians_from_points() if self._given is None else self._given
+        self._given = None
         if start.sh_degree > self.cfg.sh_degree:
             threestudio.warn(
-                f"{path} has colours that depend on the view (SH degree {start.sh_degree}), which are cut to "
-                f"degree {self.cfg.sh_degree}. To keep them: system.geometry.sh_degree={start.sh_degree}."
+                f"{self.cfg.init} has colours that depend on the view (SH degree {start.sh_degree}), which "
+                f"are cut to degree {self.cfg.sh_degree}. To keep them: "
+                f"system.geometry.sh_degree={start.sh_degree}."
             )
-        if len(start) > self.cloud.capacity:
-            check_range(f"capacity (for {self.cfg.init})", self.cloud.capacity, low=len(start))
         self.cloud.assign(start)
         self._started = True
+
+    def make_room(self) -> None:
+        """Reads the file of Gaussians that `init` names, if it names one; the arena grows if that needs more.
+
+        `start` does so too, but several GPUs must know the arena's size before that, when they are set up.
+        """
+        path = self.file_of_gaussians()
+        if path is None or self._given is not None:
+            return
+        self._given = read_ply(path)
+        n = len(self._given)
+        capacity = self.cfg.capacity or 4 * max(n, self.cfg.num_points)
+        if n > capacity:
+            threestudio.info(
+                f"{path} holds {n} Gaussians, more than system.geometry.capacity={capacity}: the cloud has "
+                f"room for these {n}, and for no more."
+            )
+        self.cloud.resize(max(n, capacity))
 
     def file_of_gaussians(self) -> str | None:
         """The file that `init` names, if it holds Gaussians to be taken as they are."""

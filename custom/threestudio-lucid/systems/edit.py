@@ -60,6 +60,7 @@ class LucidEditSystem(LucidDreamerSystem):
         # What is edited, as it was.
         self.source = threestudio.find(self.cfg.geometry_type)(self.cfg.geometry)
         self.source.requires_grad_(False)
+        self.source.cloud.resize(self.geometry.cloud.capacity)
         self.source_renderer = threestudio.find(self.cfg.renderer_type)(
             self.cfg.renderer, geometry=self.source, material=self.material, background=self.background
         )
@@ -77,6 +78,10 @@ class LucidEditSystem(LucidDreamerSystem):
                 f"Edit: {int(chosen.sum())} of {len(chosen)} Gaussians may change ({self._moves()})."
             )
         return optimizer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.source.cloud.resize(self.geometry.cloud.capacity)
 
     def _moves(self) -> str:
         return {"keep": "their colours", "anchor": "near what they are", "free": "freely"}[self.cfg.shape]

@@ -16,7 +16,7 @@ a run that was interrupted ends like one that was not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
 
     def configure(self) -> None:
         super().configure()
+        if not (self.resumed or self.cfg.weights):  # a checkpoint brings its Gaussians
+            self.geometry.make_room()
         # Several backward passes and density control make one step, so Lightning cannot call the optimizer.
         self.automatic_optimization = False
         self.density: DensityConfig = parse_structured(DensityConfig, self.cfg.density)
@@ -128,17 +130,21 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lucid_record"] = self.record.state()
+        checkpoint["lucid_capacity"] = self.geometry.cfg.capacity  # as it was asked for
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         means = checkpoint["state_dict"].get("geometry.cloud.means")
         if means is None:
             raise UserError("The checkpoint holds no Gaussians: it was made by another system.")
-        if len(means) != self.geometry.cloud.capacity:
-            raise UserError(
-                f"The checkpoint has room for {len(means)} Gaussians, this config for "
-                f"{self.geometry.cloud.capacity}. Use the run's own configs/parsed.yaml, or "
-                f"system.geometry.capacity={len(means)}."
-            )
+        cloud = self.geometry.cloud
+        if len(means) != cloud.capacity:
+            # a file of Gaussians that needed more room than was asked for is not looked at again
+            if checkpoint.get("lucid_capacity") != self.geometry.cfg.capacity:
+                raise UserError(
+                    f"The checkpoint has room for {len(means)} Gaussians, this config for {cloud.capacity}. "
+                    f"Use the run's own configs/parsed.yaml, or system.geometry.capacity={len(means)}."
+                )
+            cloud.resize(len(means))
         self.record = Record.from_state(checkpoint.get("lucid_record", {}))
 
     # ---- one step --------------------------------------------------------------------------------------
@@ -198,6 +204,43 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
         values = {**scalars, **losses, "loss": total}
         return total, {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._check_batches()
+        self._check_degrees()
+
+    def _check_batches(self) -> None:
+        """Batches whose size changes during the run.
+
+        Raises:
+            UserError: a size that `accumulate` does not divide, or the sizes as the weight of a loss, where
+                they would be a schedule.
+        """
+        sizes = getattr(getattr(self.trainer.datamodule, "cfg", None), "batch_size", None)
+        if not isinstance(sizes, Sequence):
+            return
+        for size in sizes:
+            if size % self.cfg.accumulate:
+                raise UserError(
+                    f"system.accumulate={self.cfg.accumulate} does not divide the {size} of data.batch_size."
+                )
+        if len(sizes) > 1 and self.cfg.loss.get("lambda_sds") == sizes:
+            raise UserError(
+                f"system.loss.lambda_sds is {list(sizes)}, which is data.batch_size: as a weight it would be "
+                "a schedule [start_step, from, to, end_step]. Write lambda_sds: ${staged:${data.batch_size}}."
+            )
+
+    def _check_degrees(self) -> None:
+        """Says so where the run is too short for the spherical harmonics that it asks for."""
+        degree, every = self.geometry.cfg.sh_degree, self.geometry.cfg.sh_degree_every
+        steps = self.trainer.max_steps
+        reached = (steps - 1) // every if every and steps > 0 else degree
+        if reached < degree:
+            threestudio.warn(
+                f"system.geometry.sh_degree is {degree}, but in {steps} steps only degree {reached} takes "
+                f"part: each waits system.geometry.sh_degree_every={every} steps. Lower that; 0: all at once."
+            )
 
     def _check_weights(self) -> None:
         """What of `system.loss` can be told to be wrong before the guidance is asked.
