@@ -111,6 +111,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--typecheck", action="store_true", help="check array shapes where they are annotated (slow)"
     )
+    for argument in argv:
+        if not _is_text(argument):
+            fail(f"{argument!a} is no text: it has bytes that are not UTF-8.")
     args, overrides = parser.parse_known_args(argv)
     if not args.config:
         listed = ", ".join(path for path, _ in configs())

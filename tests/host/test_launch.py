@@ -267,6 +267,8 @@ MISTAKES = {
     ),
     "unknown system": ([*TRAIN, "system_type=tny-system"], ["'tiny-system'"]),
     "no system": ([*TRAIN, "system_type=''"], ["system_type"]),
+    "bytes that are no text": ([*TRAIN, "tag=t\udce9"], ["tag=t", "UTF-8"]),
+    "a path that is no text": (["--config", "t\udce9.yaml", "--train"], ["t\\udce9.yaml", "UTF-8"]),
     "missing checkpoint": (["--config", "tiny.yaml", "--test", "resume=no.ckpt"], ["no.ckpt"]),
     "damaged checkpoint": (["--config", "tiny.yaml", "--test", "resume=tiny.yaml"], ["tiny.yaml", "damaged"]),
     "unknown optimizer": ([*TRAIN, "system.optimizer.name=Adma"], ["'Adam'"]),
@@ -307,6 +309,15 @@ def test_checkpoint_of_another_system_and_of_weights_alone(launch, capfd):
     assert launch("--config", "tiny.yaml", "--train", "tag=b", "resume=weights.ckpt") == 2
     assert "system.weights=weights.ckpt" in capfd.readouterr().err
     assert not list(Path("outputs/tiny").glob("b@*"))
+
+
+def test_paths_are_taken_as_they_are_typed(launch):
+    tag = "a #1: [mug], ${x} = {b} 'c' \\"
+    assert launch("--config", "tiny.yaml", "--train", f"tag={tag}", "trainer.max_steps=2") == 0
+    folder = trial(tag.replace("[", "[[]").replace("\\", "_"))
+    resume = f"resume={folder}/ckpts/last.ckpt"
+    assert launch("--config", f"{folder}/configs/parsed.yaml", "--train", resume, "trainer.max_steps=3") == 0
+    assert (folder / "save" / "it3-test.mp4").exists()
 
 
 def test_bugs_keep_their_traceback(launch, capfd):
