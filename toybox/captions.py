@@ -35,7 +35,7 @@ def direction(elevation: float, azimuth: float) -> str:
 class Spec:
     """What a prompt asks for.
 
-    ``color`` is the thing's own when the prompt names none; the other three may be None.
+    ``color`` is the thing's own when the prompt names none; the others may be None.
     """
 
     object: str
@@ -43,6 +43,7 @@ class Spec:
     part_color: str | None = None
     view: str | None = None
     pose: str | None = None
+    decoration: str | None = None
 
 
 def caption(
@@ -52,8 +53,9 @@ def caption(
     view: str | None = None,
     drop_color: bool = False,
     pose: str | None = None,
+    decoration: str | None = None,
 ) -> str:
-    """A caption such as ``"a white snowman with a red hat, front view"``.
+    """A caption such as ``"a white snowman with a red hat, front view"`` or ``"a red mug with stars"``.
 
     Args:
         name: a key of ``toybox.objects.OBJECTS``.
@@ -62,6 +64,7 @@ def caption(
         view: one of ``VIEWS``, or None for no direction words.
         drop_color: leave the main colour's word out (only honest when it is the thing's own colour).
         pose: for a person, the words of its pose.
+        decoration: one of ``Thing.decorations``, which is then named; None leaves it open.
     """
     from .objects import OBJECTS
 
@@ -78,6 +81,8 @@ def caption(
             # "red fins" takes no article, "a red hat" does.
             article = "" if thing.part_option.endswith("s") else ("an " if part_color[0] in "aeiou" else "a ")
             text += f" with {article}{part_color} {thing.part_option}"
+        if decoration:
+            text += f" {'and' if part_color else 'with'} {decoration}"
     if pose:
         text += f", {pose}"
     return f"{text}, {view} view" if view else text
@@ -91,6 +96,7 @@ def vocabulary() -> list[str]:
     for thing in OBJECTS.values():
         words.update(thing.name.split())
         words.update((thing.part_option or "").split())
+        words.update(thing.decorations)
     for pose in POSES:
         words.update(pose.split())
     return sorted(words)
@@ -120,4 +126,6 @@ def parse(prompt: str) -> Spec:
         worn = {dress[i + 1]: dress[i] for i in range(len(dress) - 1) if dress[i] in COLORS}
         return Spec(name, worn.get("shirt", OBJECTS[name].default_color), worn.get("trousers"), view, pose)
     color = next((w for w in head.split() if w in COLORS), OBJECTS[name].default_color)
-    return Spec(name, color, next((w for w in tail.split() if w in COLORS), None), view, pose)
+    part_color = next((w for w in tail.split() if w in COLORS), None)
+    decoration = next((w for w in tail.split() if w in OBJECTS[name].decorations), None)
+    return Spec(name, color, part_color, view, pose, decoration)

@@ -25,9 +25,13 @@ import numpy as np
 
 IMAGE_SIZE = 128
 SHARD_SIZE = 120  # pictures: 7.5 MiB, a few seconds of work
-DEFAULT_CACHE = Path(".toybox_cache")
+# Outside of the project: pictures, latents and checkpoints cost hours and outlive a checkout.
+DEFAULT_CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threestudio-lucid" / "toybox"
+)
 
-# One row per picture. `part_color` and `pose` are "" where the caption names none. Angles in degrees,
+# One row per picture. `part_color` and `pose` are "" where the caption names none, `decoration` where the thing
+# has none; captions may name it or not. Angles in degrees,
 # `distance` in world units.
 LABEL = np.dtype(
     [
@@ -35,6 +39,7 @@ LABEL = np.dtype(
         ("color", "U12"),
         ("part_color", "U12"),
         ("pose", "U24"),
+        ("decoration", "U12"),
         ("azimuth", "f4"),
         ("elevation", "f4"),
         ("distance", "f4"),
@@ -120,10 +125,12 @@ def render_shard(
         part_color = str(rng.choice(colors)) if has_part else None
         pose = str(rng.choice(list(POSES))) if name == "person" and rng.random() < 0.75 else None
         azimuth, elevation, distance, fovy = cameras.sample(rng)
+        decoration = str(rng.choice(thing.decorations)) if thing.decorations else None
         options = {"pose": pose} if pose else {}
-        parts = thing.build(color, rng, part_color=part_color, **options)
+        parts = thing.build(color, rng, part_color=part_color, decoration=decoration, **options)
         images[i] = sdf.render(parts, cameras.orbit(azimuth, elevation, distance), fovy, size)
-        labels[i] = (name, color, part_color or "", pose or "", azimuth, elevation, distance, fovy)
+        words = (name, color, part_color or "", pose or "", decoration or "")
+        labels[i] = (*words, azimuth, elevation, distance, fovy)
     return images, labels
 
 

@@ -29,21 +29,23 @@ def fingerprint(vae: AutoencoderTiny) -> str:
     """Eight hexadecimal digits that stand for the encoder's weights."""
     digest = hashlib.sha256()
     for value in vae.encoder.state_dict().values():
-        digest.update(value.detach().float().contiguous().numpy().tobytes())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
-def encode_shard(vae: AutoencoderTiny, rgba: np.ndarray, copies: int, seed: list[int]) -> np.ndarray:
+def encode_shard(
+    vae: AutoencoderTiny, rgba: np.ndarray, copies: int, seed: list[int], at_once: int = 16
+) -> np.ndarray:
     """Latents of RGBA pictures [n, h, w, 4] on random backgrounds, float16 [n, copies, c, h/8, w/8]."""
     rng = np.random.default_rng(seed)
     out = []
-    for start in range(0, len(rgba), 16):
-        part = rgba[start : start + 16]
+    for start in range(0, len(rgba), at_once):
+        part = rgba[start : start + at_once]
         backgrounds = random_backgrounds(len(part) * copies, rng)
         images = composite(np.repeat(part, copies, axis=0), backgrounds)
-        x = torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
-        z = vae.encoder(x).contiguous().numpy().astype(np.float16)
+        x = torch.from_numpy(images).to(vae.device).permute(0, 3, 1, 2) * 2 - 1
+        z = vae.encoder(x).contiguous().cpu().numpy().astype(np.float16)
         out.append(z.reshape(len(part), copies, *z.shape[1:]))
     return np.concatenate(out)
 
@@ -54,12 +56,16 @@ def latents_folder(cache: Path, vae: AutoencoderTiny) -> Path:
 
 
 def encode_all(
-    cache: Path, vae: AutoencoderTiny, copies: int = COPIES, deadline: Callable[[], bool] | None = None
+    cache: Path,
+    vae: AutoencoderTiny,
+    copies: int = COPIES,
+    deadline: Callable[[], bool] | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Encode every shard of `cache` that has no latents yet; returns their folder."""
     folder = latents_folder(cache, vae)
     folder.mkdir(parents=True, exist_ok=True)
-    vae = vae.eval().to(memory_format=torch.channels_last)
+    vae = vae.eval().to(device, memory_format=torch.channels_last)
     names = [path.name.removesuffix(".images.npy") for path in sorted(cache.glob("*.images.npy"))]
     missing = [name for name in names if not (folder / f"{name}.npy").exists()]
     # Shard numbers take turns, so that whatever is done is spread over the objects.

@@ -32,6 +32,9 @@ SECTORS = 2  # around z: count, phase, share
 BRICKS = 3  # mortar lines: rows per unit, bricks per unit, width of the mortar as a share of a row
 WAFFLE = 4  # crossed diagonal lines around z: lines around, lines per unit height, width share
 STRIPES = 5  # along the world's z, whichever way the part is turned: frequency, phase, share
+# Decorations, one figure in each cell of a grid on the part's wall: cells around z (on a box: per unit of
+# length, each of its sides alike), cells per unit height, phase of the height.
+HEARTS, STARS, DOTS, CHECKS, HOOPS, SMILES, PLANKS, BEAMS, MASONRY = range(6, 15)
 
 # Columns of the table.
 KIND, CARVED, BLEND = 0, 1, 2
@@ -144,6 +147,11 @@ def bricks(color: Color, rows: float, columns: float, mortar: float = 0.15):
 def waffle(color: Color, around: int, up: float, width: float = 0.2):
     """Paint: crossed diagonal lines."""
     return WAFFLE, color, around, up, width
+
+
+def decoration(kind: int, color: Color, around: float, up: float, phase: float = 0.0):
+    """Paint: a figure in each cell of a grid on the wall; ``kind`` is one of ``HEARTS`` to ``MASONRY``."""
+    return kind, color, around, up, phase
 
 
 def spread(count: int, low: float = -1.0, high: float = 1.0, phase: float = 0.0) -> np.ndarray:

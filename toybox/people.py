@@ -94,7 +94,7 @@ def render_shard(number: int, n: int = SHARD_SIZE, size: int = IMAGE_SIZE) -> tu
         view = torch.from_numpy(c2w)[None], torch.tensor([np.radians(fovy)]).float()
         drawn = draw_maps(mannequin(turns), *view, size, size, MAP)[0].permute(1, 2, 0)
         maps[i] = np.uint8(255 * drawn.numpy() + 0.5)
-        labels[i] = ("person", color, trousers or "", words, azimuth, elevation, distance, fovy)
+        labels[i] = ("person", color, trousers or "", words, "", azimuth, elevation, distance, fovy)
     return images, maps, labels
 
 

@@ -120,6 +120,69 @@ def _scene(parts, rows, count, x, y, z):
 
 
 @njit(fastmath=True, cache=True)
+def _figure(kind, u, v):
+    """Whether the figure of a decoration covers a point of its cell, ``u`` and ``v`` from -1 to 1."""
+    if kind == P.HEARTS:
+        u, v = 1.3 * u, 1.3 * v + 0.12
+        k = u * u + v * v - 1.0
+        return k * k * k < u * u * v * v * v
+    if kind == P.STARS:
+        # Fold the plane into one of ten wedges; its edge runs from a tip to a notch.
+        r = math.sqrt(u * u + v * v)
+        wedge = math.pi / 5.0
+        angle = abs((math.atan2(u, v) / wedge + 11.0) % 2.0 - 1.0) * wedge  # 0 at a tip
+        tip, notch = 0.98, 0.46
+        x, y = r * math.cos(angle), r * math.sin(angle)
+        nx, ny = notch * math.cos(wedge), notch * math.sin(wedge)
+        return ny * (x - tip) < (nx - tip) * y
+    if kind == P.DOTS:
+        return u * u + v * v < 0.45
+    if kind == P.CHECKS:
+        return u * v > 0.0
+    if kind == P.HOOPS:
+        return v > 0.0
+    if kind == P.SMILES:
+        if u * u + v * v > 0.80:
+            return False
+        mouth = u * u + (v - 0.05) * (v - 0.05)
+        eye = (abs(u) - 0.34) * (abs(u) - 0.34) + (v - 0.30) * (v - 0.30)
+        return eye > 0.026 and not (0.20 < mouth < 0.42 and v < -0.06)
+    if kind == P.PLANKS:
+        return abs(v) > 0.62
+    if kind == P.BEAMS:
+        return abs(u) > 0.72 or abs(v) > 0.72 or abs(u - v) < 0.22
+    return abs(v) > 0.70 or abs(u) > 0.80  # MASONRY; `_decorated` shifts every other row
+
+
+@njit(fastmath=True, cache=True)
+def _decorated(parts, i, kind, x, y, z):
+    """Whether a decoration of part ``i`` covers a point, given in the part's axes."""
+    a, b, c = parts[i, PAINT_ARGS], parts[i, PAINT_ARGS + 1], parts[i, PAINT_ARGS + 2]
+    v = z * b + c
+    if int(parts[i, KIND]) == P.BOX:
+        # The side of the box that the point lies on: where it is outermost, measured from the surface.
+        qx, qy, qz = (
+            abs(x) - parts[i, SIZE],
+            abs(y) - parts[i, SIZE + 1],
+            abs(z) - parts[i, SIZE + 2],
+        )
+        u = y * a
+        if qz > max(qx, qy):
+            v = x * b + c
+        elif qy > qx:
+            u = x * a
+    else:
+        u = math.atan2(y, x) / (2.0 * math.pi) * a
+        if int(parts[i, KIND]) == P.TORUS:  # over the tube: 0 at its outer side, 1 at its inner side
+            v = math.atan2(z, math.sqrt(x * x + y * y) - parts[i, SIZE]) / math.pi * b + c
+    row = math.floor(v)
+    if kind == P.MASONRY or kind == P.DOTS:
+        u += 0.5 * (row % 2)
+    u += 0.5
+    return _figure(kind, 2.0 * (u - math.floor(u)) - 1.0, 2.0 * (v - row) - 1.0)
+
+
+@njit(fastmath=True, cache=True)
 def _second_color(parts, i, x, y, z):
     """Whether the paint of part ``i`` shows its second colour at a world point."""
     paint = int(parts[i, PAINT])
@@ -130,6 +193,8 @@ def _second_color(parts, i, x, y, z):
         u = z * a + b
         return u - math.floor(u) < c
     x, y, z = _local(parts, i, x, y, z)
+    if paint >= P.HEARTS:
+        return _decorated(parts, i, paint, x, y, z)
     if paint == P.BANDS:
         u = z * a + b
         return u - math.floor(u) < c

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from . import parts as P
 from .captions import COLORS
 from .parts import Color, table
 
@@ -17,6 +18,19 @@ LIGHT: Color = (0.95, 0.94, 0.90)
 STEEL: Color = (0.62, 0.64, 0.67)
 WOOD: Color = (0.62, 0.42, 0.22)
 GLASS: Color = (0.55, 0.78, 0.92)
+
+# What captions may name or leave open: the word, its paint, and its ink, the first that shows on the ground.
+DECORATIONS: dict[str, tuple[int, tuple[Color, Color]]] = {
+    "hearts": (P.HEARTS, ((0.92, 0.08, 0.26), LIGHT)),
+    "stars": (P.STARS, ((1.00, 0.84, 0.10), (0.13, 0.25, 0.80))),
+    "dots": (P.DOTS, (LIGHT, DARK)),
+    "checks": (P.CHECKS, (DARK, LIGHT)),
+    "stripes": (P.HOOPS, (LIGHT, DARK)),
+    "smiles": (P.SMILES, ((1.00, 0.72, 0.12), (0.12, 0.12, 0.14))),
+    "planks": (P.PLANKS, ((0.36, 0.20, 0.10), LIGHT)),
+    "beams": (P.BEAMS, ((0.24, 0.14, 0.08), LIGHT)),
+    "bricks": (P.MASONRY, (LIGHT, DARK)),
+}
 
 # Which of the four directions look alike, for grading: a doughnut has no front.
 ALL_DIFFERENT = (("front",), ("side",), ("back",), ("overhead",))
@@ -35,7 +49,10 @@ class Thing:
         view_groups: the directions, those that look alike together.
         part_option: the part that captions may colour ("a snowman with a red hat"), or None.
         default_part: that part's colour when no caption names it; None: the main colour.
-        draw: ``(main, part, rng, **options) -> parts``, colours as RGB.
+        decorations: what may be painted on it, keys of ``DECORATIONS``; each instance has one, which captions
+            may name ("a mug with stars") or leave open ("a mug").
+        draw: ``(main, part, rng, **options) -> parts``, colours as RGB; where there are decorations, one of
+            the options is ``decoration``, a function from a grid to paint, see ``decorator``.
     """
 
     name: str
@@ -44,11 +61,26 @@ class Thing:
     view_groups: tuple[tuple[str, ...], ...] = ALL_DIFFERENT
     part_option: str | None = None
     default_part: str | None = None
+    decorations: tuple[str, ...] = ()
 
     def build(
-        self, color: str, rng: np.random.Generator, part_color: str | None = None, **options
+        self,
+        color: str,
+        rng: np.random.Generator,
+        part_color: str | None = None,
+        decoration: str | None = None,
+        **options,
     ) -> np.ndarray:
-        """One instance: the table of parts, with this instance's small variation of shape and shade."""
+        """One instance: the table of parts, with this instance's small variation of shape and shade.
+
+        Args:
+            color: of its main part, a key of ``COLORS``.
+            rng: the instance.
+            part_color: of its optional part.
+            decoration: one of ``decorations``; None: any of them, which the instance decides.
+        """
+        if self.decorations:
+            options["decoration"] = decorator(decoration or str(rng.choice(self.decorations)))
         main = shade(COLORS[color], rng)
         part = shade(COLORS[part_color or self.default_part or color], rng)
         return table(self.draw(main, part, rng, **options))
@@ -84,6 +116,20 @@ def vary(rng: np.random.Generator, by: float = 0.05) -> float:
 def contrast(color: Color) -> Color:
     """Light on dark colours, dark on light ones: for details that must show on any main colour."""
     return LIGHT if np.dot(color, (0.3, 0.59, 0.11)) < 0.62 else DARK
+
+
+def decorator(word: str) -> Callable[..., tuple[int, Color, float, float, float]]:
+    """A decoration for walls of any colour: ``(ground, around, up, phase=0) -> paint``.
+
+    The arguments are those of ``parts.decoration``, with the wall's colour in the place of the ink.
+    """
+    kind, inks = DECORATIONS[word]
+
+    def paint(ground: Color, around: float, up: float, phase: float = 0.0):
+        shows = np.linalg.norm(np.subtract(inks[0], ground)) > 0.5
+        return P.decoration(kind, inks[0] if shows else inks[1], around, up, phase)
+
+    return paint
 
 
 def darker(color: Color, by: float = 0.6) -> Color:

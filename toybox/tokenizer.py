@@ -68,8 +68,13 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
+def split_words(tokenizer: CLIPTokenizer, words: list[str]) -> list[str]:
+    """The words that are not exactly one token."""
+    return [word for word in words if len(tokenizer(word).input_ids) != 3]
+
+
 def check_single_tokens(tokenizer: CLIPTokenizer, words: list[str]) -> None:
     """Raises ValueError naming the words that are not exactly one token."""
-    split = [word for word in words if len(tokenizer(word).input_ids) != 3]
+    split = split_words(tokenizer, words)
     if split:
         raise ValueError(f"not one token each: {', '.join(split)}")

@@ -3,7 +3,8 @@
     python -m toybox.train_prior --stage data                  # 24,000 pictures: 10 minutes on two cores
     python -m toybox.train_prior --stage vae --minutes 20      # the autoencoder
     python -m toybox.train_prior --stage latents               # encode every picture: a few minutes
-    python -m toybox.train_prior --stage unet --minutes 240    # the denoiser
+    python -m toybox.train_prior --stage unet --minutes 240    # the denoiser: as long as there is a machine
+    python -m toybox.train_prior --stage release --minutes 15  # what there is of it, with a falling rate
     python -m toybox.train_prior --stage decoder --minutes 15  # sharper pictures from the same latents
     python -m toybox.train_prior --stage export                # write the prior, at any time in that
     python -m toybox.train_prior --stage all                   # all of it
@@ -11,6 +12,10 @@
 Every stage can be killed at any time (SIGTERM, Ctrl-C, power) and continues where it was when started again.
 --minutes is the budget of a stage in all, time used before a restart included: learning rates fall to zero
 when it is used up. To train longer, give more minutes. --new throws a stage's checkpoint away.
+
+The denoiser's rate stays: it can be trained for as long as a machine is at hand, and released at any time. It
+runs on a GPU where there is one (--device). Pictures, latents and checkpoints are in --cache, outside of the
+project, and what is there is used again.
 
 Where there are no checkpoints, training can go on from a finished prior, such as the bundled one: data, then
 latents and unet with --start custom/threestudio-lucid/priors/mini, then export with the same --start.
@@ -34,11 +39,11 @@ from diffusers import AutoencoderTiny
 from transformers import CLIPTokenizer
 
 from toybox import captions, dataset, latents
-from toybox.train_unet import BATCH, CHANNELS, PEAK_RATE, Denoiser, UnetJob, make_scheduler, train_unet
+from toybox.train_unet import CHANNELS, PEAK_RATE, Denoiser, UnetJob, make_scheduler, train_unet
 from toybox.train_vae import make_vae, train_decoder, train_vae
 from toybox.training import Ema
 
-DEFAULT_MINUTES = {"vae": 20.0, "unet": 240.0, "decoder": 15.0}
+DEFAULT_MINUTES = {"vae": 20.0, "unet": 240.0, "release": 15.0, "decoder": 15.0}
 EXPORT = Path(__file__).parents[1] / "custom/threestudio-lucid/priors/mini"
 MAX_BYTES = 40_000_000
 
@@ -99,8 +104,13 @@ def unet_folder(work: Path, vae: AutoencoderTiny) -> Path:
 
 
 def load_denoiser(folder: Path, channels: tuple[int, ...] = CHANNELS) -> tuple[Denoiser, CLIPTokenizer, int]:
-    """Denoiser with averaged weights, its tokenizer and the steps it has been trained."""
-    state = _checkpoint(folder / "unet.pt", "unet")
+    """Denoiser with averaged weights, its tokenizer and the steps it has been trained.
+
+    The release, if it is later than the training's checkpoint.
+    """
+    paths = [path for path in (folder / "unet.pt", folder / "release.pt") if path.exists()]
+    latest = max(paths, key=lambda path: path.stat().st_mtime, default=folder / "unet.pt")
+    state = _checkpoint(latest, "unet")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     model = Denoiser(tokenizer, channels=channels)
     ema = Ema(model)
@@ -189,27 +199,34 @@ def stage_vae(options: argparse.Namespace) -> None:
 
 
 def stage_latents(options: argparse.Namespace) -> None:
-    folder = latents.encode_all(options.cache, load_vae(options.work, options.vae))
+    vae = load_vae(options.work, options.vae)
+    folder = latents.encode_all(options.cache, vae, options.copies, device=options.device)
     values, labels = latents.load_all(options.cache, folder)
     sample = values[:: max(len(values) // 500, 1)].astype("float32")
     print(f"{len(labels)} pictures in {folder}: mean {sample.mean():.3f}, std {sample.std():.3f}")
 
 
-def stage_unet(options: argparse.Namespace) -> None:
+def stage_unet(options: argparse.Namespace, stage: str = "unet") -> None:
     vae = load_vae(options.work, options.vae)
     folder = unet_folder(options.work, vae)
-    _forget(options, folder / "unet.pt")
+    _forget(options, folder / f"{stage}.pt")
     job = UnetJob(
         options.cache,
         vae,
         folder,
-        options.minutes or DEFAULT_MINUTES["unet"],
-        batch=options.batch or BATCH,
+        options.minutes or DEFAULT_MINUTES[stage],
+        batch=options.batch or 0,
         start=options.start,
         compiled=options.compile,
         rate=options.rate,
+        device=options.device,
+        release=stage == "release",
     )
-    train_unet(job, min(options.processes, job.batch))
+    train_unet(job, options.processes if options.device == "cpu" else 1)
+
+
+def stage_release(options: argparse.Namespace) -> None:
+    stage_unet(options, "release")
 
 
 def stage_decoder(options: argparse.Namespace) -> None:
@@ -232,6 +249,7 @@ STAGES = {
     "vae": stage_vae,
     "latents": stage_latents,
     "unet": stage_unet,
+    "release": stage_release,
     "decoder": stage_decoder,
     "export": stage_export,
 }
@@ -250,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument(
-        "--minutes", type=float, help="budget of the stage: vae (20), unet (240), decoder (15)"
+        "--minutes", type=float, help="budget of the stage: vae (20), unet (240), release (15), decoder (15)"
     )
     parser.add_argument(
         "--cache", type=Path, default=dataset.DEFAULT_CACHE, help="pictures and latents (%(default)s)"
@@ -263,7 +281,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes of the data stage (%(default)s)")
     parser.add_argument("--vae", type=Path, help="finished prior whose autoencoder to keep, likewise")
-    parser.add_argument("--batch", type=int, help="batch size (vae and decoder 32, unet 128)")
+    parser.add_argument("--batch", type=int, help="batch size (vae and decoder 32, unet 128, on a GPU 1024)")
+    parser.add_argument(
+        "--copies", type=int, default=latents.COPIES, help="backgrounds a picture (%(default)s)"
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument(
         "--processes",
         type=int,
@@ -287,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.stage == "all" and options.minutes:
-        parser.error("--minutes needs one stage: --stage vae, unet or decoder")
+        parser.error("--minutes needs one stage: --stage vae, unet, release or decoder")
     for name in STAGES if options.stage == "all" else [options.stage]:
         STAGES[name](options)
 

@@ -194,6 +194,15 @@ def in_bfloat16(device: torch.device | str = "cpu") -> torch.autocast:
     return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or has_amx())
 
 
+def warm_constant(step: int, warm: int) -> float:
+    """Factor on the learning rate: linear to 1 over `warm` steps, then 1. It needs to know no end.
+
+    >>> [warm_constant(step, 4) for step in (0, 1, 3, 100)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+    return min((step + 1) / warm, 1.0)
+
+
 def warm_cosine(fraction: float, warm: float = 0.02, floor: float = 0.0) -> float:
     """Factor on the learning rate: linear to 1 over `warm` of the budget, then half a cosine to `floor`."""
     if fraction < warm:

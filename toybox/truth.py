@@ -20,7 +20,9 @@ def build(spec: Spec, seed: int) -> np.ndarray:
         seed: which instance: they vary a little in shape and shade.
     """
     pose = {"pose": spec.pose} if spec.pose else {}
-    return OBJECTS[spec.object].build(spec.color, np.random.default_rng(seed), spec.part_color, **pose)
+    return OBJECTS[spec.object].build(
+        spec.color, np.random.default_rng(seed), spec.part_color, spec.decoration, **pose
+    )
 
 
 def true_views(

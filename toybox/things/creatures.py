@@ -179,18 +179,19 @@ def snowman(snow, hat, rng):
     return rows
 
 
-@thing("robot", "blue")
-def robot(metal, _part, rng):
-    """A square head with an antenna; a panel of dials on the chest, a battery pack with bolts on the back."""
+@thing("robot", "blue", decorations=("hearts", "stars", "dots", "checks", "stripes"))
+def robot(metal, _part, rng, decoration):
+    """A square head with an antenna, painted like trunk and arms; dials on the chest, a battery behind."""
     w = vary(rng)
     dark, panel = marking(metal), contrast(metal)
     lamp = (0.99, 0.85, 0.20) if metal[0] < 0.9 or metal[2] > 0.5 or metal[1] < 0.7 else (0.15, 0.75, 0.95)
     grey = shade(STEEL if max(metal) < 0.9 else (0.40, 0.42, 0.46), rng)
     body = 0.37 * w
+    foot = decoration(metal, 4.0, 4.0, 0.5)
     rows = [
-        box((0.28, body, 0.34), (0, 0, -0.12), metal, round=0.06),
+        box((0.28, body, 0.34), (0, 0, -0.12), metal, round=0.06, paint=decoration(metal, 2.9, 2.9, 0.5)),
         cylinder(0.12, 0.08, (0, 0, 0.28), grey),
-        box((0.26, 0.31, 0.22), (0, 0, 0.52), metal, round=0.06),
+        box((0.26, 0.31, 0.22), (0, 0, 0.52), metal, round=0.06, paint=decoration(metal, 2.9, 2.9, 0.5)),
         limb((0, 0, 0.72), (0, 0, 0.86), 0.025, grey),
         ball(0.06, (0, 0, 0.89), (0.93, 0.15, 0.15) if metal[0] < 0.7 else (0.15, 0.35, 0.95)),
         # Mouth grille: upright bars.
@@ -221,14 +222,14 @@ def robot(metal, _part, rng):
     for s in (-1, 1):
         shoulder, elbow = (0, s * (body + 0.08), 0.10), np.array([0.0, s * (body + 0.16), -0.14])
         rows += [
-            cylinder(0.10, 0.03, (0.26, s * 0.13, 0.57), DARK, turn=rotation(pitch=90)),
-            ball((0.05, 0.075, 0.075), (0.28, s * 0.13, 0.57), lamp),
+            cylinder(0.125, 0.03, (0.26, s * 0.145, 0.57), DARK, turn=rotation(pitch=90)),
+            ball((0.05, 0.095, 0.095), (0.28, s * 0.145, 0.57), lamp),
             cylinder(0.06, 0.05, (0, s * 0.33, 0.52), grey, turn=rotation(roll=90)),
-            limb(shoulder, elbow, 0.10, metal),
+            limb(shoulder, elbow, 0.10, metal, paint=decoration(metal, 2, 3.5)),
             limb(elbow, np.add(elbow, (0.14, 0, -0.18)), 0.075, metal),
             ball(0.085, np.add(elbow, (0.19, 0, -0.23)), grey),
             cylinder(0.11, 0.14, (0, s * 0.18, -0.56), grey),
-            box((0.23, 0.16, 0.11), (0.06, s * 0.19, -0.77), metal, round=0.05),
+            box((0.23, 0.16, 0.11), (0.06, s * 0.19, -0.77), metal, round=0.05, paint=foot),
             ball(0.035, (-0.41, s * 0.17, 0.09), STEEL),
             ball(0.035, (-0.41, s * 0.17, -0.29), STEEL),
         ]

@@ -119,16 +119,16 @@ def person(shirt, trousers, rng, pose="standing"):
         ball((0.215, 0.225, 0.205), on("head", -0.055, 0, 0.055), hair, turn=head),
         ball((0.045, 0.13, 0.045), on("head", 0.115, 0.04, 0.175), hair, turn=head @ rotation(roll=-12)),
         ball((0.045, 0.035, 0.035), on("head", 0.205, 0, -0.025), darker(skin, 0.85), turn=head),
-        limb(on("head", 0.172, -0.05, -0.10), on("head", 0.182, 0, -0.112), 0.016, (0.75, 0.16, 0.16)),
-        limb(on("head", 0.172, 0.05, -0.10), on("head", 0.182, 0, -0.112), 0.016, (0.75, 0.16, 0.16)),
+        limb(on("head", 0.168, -0.06, -0.10), on("head", 0.18, 0, -0.115), 0.022, (0.75, 0.16, 0.16)),
+        limb(on("head", 0.168, 0.06, -0.10), on("head", 0.18, 0, -0.115), 0.022, (0.75, 0.16, 0.16)),
     ]
     for z in (0.18, 0.07, -0.04, -0.14):
         rows.append(ball(0.028, on("chest", 0.163 * chunky, 0, z), contrast(shirt), turn=chest))
     for side, s in (("left", 1), ("right", -1)):
         hand, foot = frame[f"{side} hand"][1], frame[f"{side} ankle"][1]
         rows += [
-            ball((0.035, 0.05, 0.05), on("head", 0.165, s * 0.08, 0.025), LIGHT, turn=head),
-            ball((0.03, 0.028, 0.03), on("head", 0.188, s * 0.08, 0.025), DARK, turn=head),
+            ball((0.038, 0.06, 0.06), on("head", 0.165, s * 0.085, 0.025), LIGHT, turn=head),
+            ball((0.03, 0.036, 0.038), on("head", 0.188, s * 0.085, 0.025), DARK, turn=head),
             limb(on("head", 0.18, s * 0.045, 0.09), on("head", 0.16, s * 0.12, 0.09), 0.016, hair),
             ball((0.04, 0.03, 0.055), on("head", 0.02, s * 0.205, -0.01), skin, turn=head),
             limb(

@@ -5,16 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from ..parts import ball, bands, box, cone, cylinder, limb, rotation, sectors
-from ..thing import DARK, GLASS, LIGHT, STEEL, contrast, darker, thing, vary
+from ..thing import DARK, GLASS, LIGHT, STEEL, contrast, thing, vary
 
 
-@thing("rocket", "white", part_option="fins", default_part="red")
-def rocket(hull, fins, rng):
-    """A hull with rivets and a nose, a porthole and a hatch in front, three fins, a nozzle with its flame."""
+@thing(
+    "rocket",
+    "white",
+    part_option="fins",
+    default_part="red",
+    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+)
+def rocket(hull, fins, rng, decoration):
+    """A painted hull with a nose, a porthole and a hatch in front, three fins, a nozzle with its flame."""
     w = 0.29 * vary(rng)
     trim = contrast(hull)
     rows = [
-        ball((w, w, 0.86), (0, 0, 0.06), hull),
+        ball((w, w, 0.86), (0, 0, 0.06), hull, paint=decoration(hull, 4, 2.3, 0.5)),
         box((0.5, 0.5, 0.4), (0, 0, -0.98), hull, carve=True),
         cylinder(w * 0.80, 0.035, (0, 0, 0.50), trim),
         cone(0.20, 0.13, 0.07, (0, 0, -0.62), DARK),
@@ -37,25 +43,22 @@ def rocket(hull, fins, rng):
                 round=0.02,
             )
         )
-    for k in range(10):
-        a = 2 * np.pi * (k + 0.5) / 10
-        rows.append(ball(0.026, (w * 0.96 * np.cos(a), w * 0.96 * np.sin(a), -0.04), trim))
     return rows
 
 
-@thing("car", "red")
-def car(body, _part, rng):
+@thing("car", "red", decorations=("hearts", "stars", "dots", "checks", "stripes"))
+def car(body, _part, rng, decoration):
     """Bonnet, glazed cabin, wheels; lamps and a grille in front, tail lamps and a number plate behind."""
     w = 0.42 * vary(rng)
     rows = [
-        box((0.88, w, 0.17), (0, 0, -0.16), body, round=0.09),
-        box((0.46, w * 0.86, 0.19), (-0.10, 0, 0.16), body, round=0.10),
+        box((0.88, w, 0.17), (0, 0, -0.16), body, round=0.09, paint=decoration(body, 2.6, 2.6, 0.5)),
+        box(
+            (0.46, w * 0.86, 0.19), (-0.10, 0, 0.16), body, round=0.10, paint=decoration(body, 2.6, 2.6, 0.5)
+        ),
         box((0.40, w * 0.86 + 0.012, 0.11), (-0.10, 0, 0.15), GLASS, round=0.05),
         box((0.475, w * 0.72, 0.11), (-0.10, 0, 0.15), GLASS, round=0.05),
         box((0.035, w * 0.88, 0.15), (-0.10, 0, 0.15), body, round=0.02),
     ]
-    for y in (-0.10, 0.10):  # racing stripes over the bonnet and the boot
-        rows.append(box((0.84, 0.045, 0.02), (0, y, 0.005), contrast(body), round=0.01))
     for x in (-0.52, 0.52):
         for y in (-w, w):
             turn = rotation(roll=90)
@@ -77,12 +80,18 @@ def car(body, _part, rng):
     return rows
 
 
-@thing("boat", "blue", part_option="sail", default_part="white")
-def boat(hull, sail, rng):
-    """A hull pointed in front with a pale rail, a mast with a striped sail and a pennant, a rudder behind."""
+@thing(
+    "boat",
+    "blue",
+    part_option="sail",
+    default_part="white",
+    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+)
+def boat(hull, sail, rng, decoration):
+    """A painted hull pointed in front, a mast with a sail painted likewise and a pennant, a rudder behind."""
     w = 0.34 * vary(rng)
     rows = [
-        ball((0.86, w, 0.46), (0.06, 0, -0.38), hull),
+        ball((0.86, w, 0.46), (0.06, 0, -0.38), hull, paint=decoration(hull, 8, 2.2, 0.6)),
         box((0.4, 0.6, 0.6), (-1.02, 0, -0.4), hull, carve=True),
         box((1.2, 0.6, 0.4), (0, 0, 0.02), hull, carve=True),
         # Mainsail and jib: one sheet, cut along the two lines that fall from the mast's top.
@@ -91,16 +100,13 @@ def boat(hull, sail, rng):
             (-0.04, 0, 0.30),
             sail,
             round=0.01,
-            paint=bands(darker(sail, 0.7), 2.6, 0.3, 0.2),
+            paint=decoration(sail, 2.7, 2.7, 0.5),
         ),
         box((0.63, 0.3, 0.3), (-0.542, 0, 0.463), sail, turn=rotation(pitch=-57.2), carve=True),
         box((0.60, 0.3, 0.3), (0.536, 0, 0.438), sail, turn=rotation(pitch=62.6), carve=True),
         box((0.02, 0.22, 0.05), (-0.60, 0, -0.42), contrast(hull)),
     ]
     rows.append(box((0.58, 0.05, 0.02), (-0.02, 0, -0.375), (0.55, 0.36, 0.18)))
-    for k in range(5):
-        rows.append(ball(0.045, (-0.40 + 0.2 * k, w * (0.93 - 0.10 * abs(k - 2)), -0.48), contrast(hull)))
-        rows.append(ball(0.045, (-0.40 + 0.2 * k, -w * (0.93 - 0.10 * abs(k - 2)), -0.48), contrast(hull)))
     rows += [
         limb((0.08, 0, -0.40), (0.08, 0, 0.84), 0.032, (0.45, 0.28, 0.12)),
         limb((0.08, 0, -0.22), (-0.58, 0, -0.22), 0.026, (0.45, 0.28, 0.12)),
@@ -136,7 +142,7 @@ def airplane(hull, wings, rng):
         for side in (-1, 1):
             x = 0.20 - 0.15 * k
             y = 0.205 * np.sqrt(1 - ((x - 0.02) / 0.86) ** 2)
-            rows.append(ball(0.042, (x, side * y, 0.06), DARK if np.mean(hull) > 0.35 else LIGHT))
+            rows.append(ball(0.055, (x, side * y, 0.06), DARK if np.mean(hull) > 0.35 else LIGHT))
     for side in (-1, 1):
         rows.append(cylinder(0.085, 0.012, (0.10, side * span * 0.68, 0.0), contrast(wings), round=0.01))
     rows.append(cylinder(0.10, 0.10, (0.30, 0, -0.24), DARK, turn=rotation(roll=90)))
