@@ -31,8 +31,7 @@ DEFAULT_CACHE = (
 )
 
 # One row per picture. `part_color` and `pose` are "" where the caption names none, `decoration` where the thing
-# has none; captions may name it or not. Angles in degrees,
-# `distance` in world units.
+# has none (captions may name it or not). Angles in degrees, `distance` in world units.
 LABEL = np.dtype(
     [
         ("object", "U24"),
