@@ -27,7 +27,7 @@ from toybox.training import Ema, Run, in_bfloat16, save_atomically, warm_constan
 
 PEAK_RATE = 0.02  # Muon's; AdamW, which takes what is no matrix and the first and last layer, has a twentieth
 BATCH, GPU_BATCH = 128, 1024  # of all processes together
-WARM_STEPS = 100
+WARM_STEPS = 40
 EMA, RELEASE_EMA = 0.998, 0.95  # a falling rate averages by itself
 EXTRA = 2.0  # how often things with decorations come: a caption of theirs has several modes to learn
 SNR_GAMMA = 5.0
