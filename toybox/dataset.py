@@ -30,8 +30,8 @@ DEFAULT_CACHE = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threestudio-lucid" / "toybox"
 )
 
-# One row per picture. `part_color` and `pose` are "" where the caption names none, `decoration` where the thing
-# has none (captions may name it or not). Angles in degrees, `distance` in world units.
+# One row per picture. `part_color` and `pose` are "" where the caption names none, `decoration` where the
+# thing has none (captions may name it or not). Angles in degrees, `distance` in world units.
 LABEL = np.dtype(
     [
         ("object", "U24"),

@@ -11,6 +11,8 @@ from toybox import captions, parts, sdf
 from toybox.cameras import FOVY, orbit
 from toybox.captions import COLORS, VIEWS, caption, direction, parse, vocabulary
 from toybox.objects import OBJECTS, POSES
+from toybox.thing import DECORATIONS, decorator
+from toybox.truth import true_views
 
 GREY = (0.5, 0.5, 0.5)
 
@@ -147,6 +149,73 @@ def test_the_main_colour_shows_from_every_side(name):
         assert changed[opaque].mean() > 0.15
 
 
+# ------------------------------------------------------------------------------------------------ decorations
+
+DECORATED = [name for name, thing in OBJECTS.items() if thing.decorations]
+SIDES = range(0, 360, 45)
+
+
+def test_many_things_have_decorations():
+    assert len(DECORATED) >= 10
+    assert all(len(OBJECTS[name].decorations) >= 4 for name in DECORATED)
+
+
+@pytest.mark.parametrize("name", DECORATED)
+def test_an_open_caption_has_modes_and_a_closed_one_has_not(name):
+    """Instances of different decorations are far apart, those of the same one close together."""
+    thing = OBJECTS[name]
+
+    def views(decoration: str, seed: int) -> np.ndarray:
+        return true_views(
+            captions.Spec(name, thing.default_color, decoration=decoration), SIDES, size=64, seed=seed
+        )
+
+    def decibels(a: np.ndarray, b: np.ndarray) -> float:
+        return -10 * np.log10(np.square(a - b).mean())
+
+    looks = {word: views(word, 0) for word in thing.decorations}
+    apart = [decibels(looks[a], looks[b]) for a, b in itertools.combinations(looks, 2)]
+    assert np.mean(apart) < 20 and max(apart) < 22
+    first = thing.decorations[0]
+    assert decibels(looks[first], views(first, 1)) > np.mean(apart)
+
+
+def test_an_open_caption_draws_every_decoration():
+    """The choice is the instance's, and what is chosen is what the closed caption draws."""
+    thing = OBJECTS["mug"]
+    closed = {
+        word: {thing.build("blue", np.random.default_rng(0), decoration=word)[1, parts.PAINT]}
+        for word in thing.decorations
+    }
+    paints = {thing.build("blue", np.random.default_rng(seed))[1, parts.PAINT] for seed in range(60)}
+    assert paints == set.union(*closed.values()) and len(paints) == len(thing.decorations)
+
+
+def test_a_decorations_ink_shows_on_every_colour():
+    for word in DECORATIONS:
+        for color in COLORS.values():
+            _kind, ink, *_ = decorator(word)(color, 6, 2)
+            assert np.linalg.norm(np.subtract(ink, color)) > 0.4, (word, color)
+
+
+def test_figures_are_where_the_grid_says():
+    """A dotted ball of two by two cells: dots at the middles of the cells, ground at their corners."""
+    ball = parts.ball(1.0, (0, 0, 0), GREY, paint=parts.decoration(parts.DOTS, (1, 0, 0), 4, 1.0))
+    table = parts.table([ball])
+
+    def seen(azimuth: float, height: float) -> bool:
+        r = np.sqrt(1 - height**2)
+        a = np.radians(azimuth)
+        direction = np.array([[r * np.cos(a), r * np.sin(a), height]])
+        _, color = sdf.first_hits(table, 3 * direction, -direction)
+        return color[0, 0] > 2 * color[0, 1]
+
+    assert seen(0, 0.5) and seen(90, 0.5)  # cells are centred on the axes in even rows
+    assert not seen(45, 0.5)
+    assert seen(45, -0.5) and not seen(0, -0.5)  # odd rows are shifted by half a cell
+    assert not seen(0, 0.02)
+
+
 # ------------------------------------------------------------------------------------------------ words
 
 
@@ -173,6 +242,8 @@ def test_captions_read_well():
     assert caption("mug", "orange") == "an orange mug"
     assert caption("snowman", "white", "red", "front") == "a white snowman with a red hat, front view"
     assert caption("airplane", "white", drop_color=True) == "an airplane"
+    assert caption("mug", "red", view="side", decoration="stars") == "a red mug with stars, side view"
+    assert caption("gift", "red", "blue", decoration="dots") == "a red gift with a blue ribbon and dots"
     assert caption("rocket", "white", "blue", "side") == "a white rocket with blue fins, side view"
     assert (
         caption("person", "red", "blue", "back") == "a person with a red shirt and blue trousers, back view"
@@ -184,10 +255,11 @@ def test_prompts_come_back_from_captions():
     for name, color, view in itertools.product(OBJECTS, COLORS, (None, *VIEWS)):
         for part in (None, "purple") if OBJECTS[name].part_option else (None,):
             for pose in (None, *POSES) if name == "person" else (None,):
-                text = caption(name, color, part, view, pose=pose)
-                spec = parse(text)
-                assert spec == captions.Spec(name, color, part, view, pose), text
-                assert set(text.replace(",", "").split()) <= words
+                for decoration in (None, *OBJECTS[name].decorations):
+                    text = caption(name, color, part, view, pose=pose, decoration=decoration)
+                    spec = parse(text)
+                    assert spec == captions.Spec(name, color, part, view, pose, decoration), text
+                    assert set(text.replace(",", "").split()) <= words
 
 
 def test_a_prompt_without_colour_means_the_things_own():
