@@ -65,7 +65,7 @@ def cupcake(icing, cherry, rng, decoration):
                 (0, 0, z),
                 icing,
                 blend=0.04,
-                paint=decoration(icing, round(8 * r), 2.5, 0.75),
+                paint=decoration(icing, round(8 * r), 3.0, 0.6),
             )
         )
     rows.append(ball(0.13, (0, 0, 0.62), cherry))
