@@ -1,4 +1,4 @@
-"""A small convolutional network that names object, colour and view of a toybox picture."""
+"""A small convolutional network that names object, colour, view and decoration of a toybox picture."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pictures [n, 3, 64, 64] in [0, 1] to logits of objects, colours and views.
+    """Pictures [n, 3, 64, 64] in [0, 1] to logits of objects, colours, views and decorations.
 
     Args:
-        objects, colors, views: how many of each.
+        objects, colors, views, decorations: how many of each.
     """
 
-    def __init__(self, objects: int, colors: int, views: int):
+    def __init__(self, objects: int, colors: int, views: int, decorations: int):
         super().__init__()
         self.stem = nn.Conv2d(3, WIDTHS[0], 5, 2, 2)
         self.blocks = nn.Sequential(*(Residual(a, b, 2) for a, b in pairwise(WIDTHS)))
         self.trunk = nn.Linear(2 * WIDTHS[-1], 192)
         self.objects, self.colors, self.views = (nn.Linear(192, n) for n in (objects, colors, views))
+        self.decorations = nn.Linear(192, decorations)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.blocks(F.relu(self.stem(x * 4 - 2)))
         x = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], 1)
         x = F.relu(self.trunk(x))
-        return self.objects(x), self.colors(x), self.views(x)
+        return self.objects(x), self.colors(x), self.views(x), self.decorations(x)
 
 
 def group_nll(logits: Tensor, allowed: Tensor) -> Tensor:

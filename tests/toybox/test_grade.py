@@ -10,14 +10,21 @@ from toybox.classifier import Classifier, allowed_views, augment, group_nll, shr
 from toybox.grade import Grade, Grader, View, find_views, prompt_of_run, read_pictures, score
 from toybox.grade.commands import main
 from toybox.grade.prior import draw_prompts, with_borders
+from toybox.grade.scores import commitment
 from toybox.grade.training import GraderData, train_grader
 from toybox.training import Stopped
 
-LABELS = {"object": ["donut", "house"], "color": ["blue", "red"], "view": list(captions.VIEWS)}
+LABELS = {
+    "object": ["donut", "house"],
+    "color": ["blue", "red"],
+    "view": list(captions.VIEWS),
+    "decoration": ["", "dots", "bricks"],
+}
 
 
 def seen(name: str, color: str, view: str) -> Grade:
-    return Grade(name, color, view, {"object": {name: 1.0}, "color": {color: 1.0}, "view": {view: 1.0}})
+    tables = {"object": {name: 1.0}, "color": {color: 1.0}, "view": {view: 1.0}, "decoration": {"": 1.0}}
+    return Grade(name, color, view, "", tables)
 
 
 def test_group_nll_worked_by_hand():
@@ -75,6 +82,24 @@ def test_scores_count_views_up_to_symmetry():
     assert "BELOW" in result.text()
 
 
+def decorated(*probabilities: float) -> list[Grade]:
+    """Views of a mug, with the probability that each shows stars; the rest is for dots."""
+    tables = [{"decoration": {"stars": p, "dots": 1 - p}} for p in probabilities]
+    return [Grade("mug", "blue", "side", "stars", table) for table in tables]
+
+
+def test_commitment_is_how_many_views_name_one_decoration():
+    mug = captions.parse("a mug")
+    sure = commitment(decorated(*[0.95] * 6, 0.6, 0.2), mug)
+    assert (sure.decoration, sure.sure, sure.committed) == ("stars", 6, True)
+    torn = commitment(decorated(*[0.95] * 4, *[0.05] * 4), mug)
+    assert torn.sure == 4 and not torn.committed
+    blurred = commitment(decorated(*[0.6] * 8), mug)
+    assert blurred.decoration == "stars" and blurred.sure == 0
+    assert blurred.probability == pytest.approx(0.6)
+    assert commitment(decorated(0.9), captions.parse("a cat")) is None
+
+
 def test_prompts_go_through_everything():
     from toybox.objects import OBJECTS
 
@@ -97,7 +122,7 @@ def data():
     views = torch.tensor(
         [[True, True, True, False] if kind == 0 else [False, True, False, False] for kind in kinds]
     )
-    return GraderData(images, kinds, colors, views, np.arange(n), np.arange(8), LABELS)
+    return GraderData(images, kinds, colors, views, 1 + kinds, np.arange(n), np.arange(8), LABELS)
 
 
 def test_training_learns_and_resumes_to_the_same_weights(data, tmp_path):
@@ -113,7 +138,7 @@ def test_training_learns_and_resumes_to_the_same_weights(data, tmp_path):
 
 def test_files_round_trip_and_command_line(data, tmp_path, capsys, monkeypatch):
     torch.manual_seed(0)
-    grader = Grader(Classifier(2, 2, 4), LABELS, {"object": 0.5})
+    grader = Grader(Classifier(2, 2, 4, 3), LABELS, {"object": 0.5})
     grader.save(tmp_path / "grader")
     again = Grader.load(tmp_path / "grader")
     assert again.labels == LABELS and again.report == {"object": 0.5}

@@ -16,7 +16,7 @@ from toybox.dataset import DEFAULT_CACHE
 from toybox.grade import Grade, Grader, grade_asset, prompt_of_run, read_pictures
 from toybox.grade.grader import WEIGHTS
 from toybox.grade.prior import grade_prior
-from toybox.grade.scores import BARS
+from toybox.grade.scores import BARS, commitment
 
 
 def _print_grades(rows: Sequence[tuple[Path, Grade]]) -> None:
@@ -34,7 +34,9 @@ def _main_train(options: argparse.Namespace) -> int:
     checkpoint = options.cache / "prior" / "grader.pt"
     if options.new:
         checkpoint.unlink(missing_ok=True)
-    grader = train_grader(load_data(options.cache), checkpoint, options.minutes, steps=options.steps)
+    grader = train_grader(
+        load_data(options.cache), checkpoint, options.minutes, steps=options.steps, start=options.start
+    )
     grader.save(options.out)
     size = sum(p.stat().st_size for p in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.2f} MB, held-out accuracy {grader.report}")
@@ -83,6 +85,8 @@ def _main_asset(options: argparse.Namespace) -> int:
     _print_grades(rows)
     both = sum(g.object == spec.object and g.color == spec.color for _, g in rows)
     print(f"object and colour right in {both} of {len(rows)} views; view {100 * result.view:.0f} %")
+    if found := commitment([g for _, g in rows], spec):
+        print(found.text())
     return 0 if both >= 7 / 8 * len(rows) else 1
 
 
@@ -146,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="pictures (%(default)s)")
     train.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights (%(default)s)")
     train.add_argument("--new", action="store_true", help="start anew, the checkpoint is deleted")
+    train.add_argument("--start", type=Path, help="finished grader whose weights a new run begins with")
     train.set_defaults(run=_main_train)
 
     prior = commands.add_parser("prior", help="grade samples of a prior; exit status 0 if all bars are met")

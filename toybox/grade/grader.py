@@ -1,4 +1,4 @@
-"""The classifier as a judge: what object, in what colour, from which side is on a picture?"""
+"""The classifier as a judge: what object, in what colour, from which side, with what decoration?"""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from torch import Tensor
 from toybox.classifier import Classifier, to_input
 from toybox.objects import OBJECTS
 
+KEYS = ("object", "color", "view", "decoration")  # what the classifier names, in the order of its outputs
+NO_DECORATION = ""
 WEIGHTS = Path(__file__).parents[1] / "weights" / "grader"
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What the grader sees on a picture. `probabilities`: a table of names for "object", "color", "view"."""
+    """What the grader sees on a picture.
+
+    decoration: the likeliest of those that the object can have; "" where it can have none.
+    probabilities: a table of names for each of `KEYS`.
+    """
 
     object: str
     color: str
     view: str
+    decoration: str
     probabilities: dict[str, dict[str, float]]
 
     def view_is(self, view: str, name: str | None = None) -> bool:
@@ -51,7 +58,7 @@ class Grader:
             hint = "python -m toybox.grade train"
             raise FileNotFoundError(f"no grader in {folder}: train one with  {hint}") from error
         labels = description["labels"]
-        model = Classifier(*(len(labels[key]) for key in ("object", "color", "view")))
+        model = Classifier(*(len(labels[key]) for key in KEYS))
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
         return cls(model, labels, description["held_out"])
 
@@ -79,11 +86,10 @@ class Grader:
         tables = [torch.cat(head).softmax(1) for head in zip(*logits, strict=True)]
         return [self._grade(*rows) for rows in zip(*tables, strict=True)]
 
-    def _grade(self, objects: Tensor, colors: Tensor, views: Tensor) -> Grade:
-        keys = ("object", "color", "view")
+    def _grade(self, *rows: Tensor) -> Grade:
         probabilities = {
             key: dict(zip(self.labels[key], p.tolist(), strict=True))
-            for key, p in zip(keys, (objects, colors, views), strict=True)
+            for key, p in zip(KEYS, rows, strict=True)
         }
         name = max(probabilities["object"], key=probabilities["object"].get)
         color = max(probabilities["color"], key=probabilities["color"].get)
@@ -91,4 +97,6 @@ class Grader:
         # it.
         p = probabilities["view"]
         group = max(OBJECTS[name].view_groups, key=lambda group: sum(p[v] for v in group))
-        return Grade(name, color, max(group, key=p.get), probabilities)
+        decorations = OBJECTS[name].decorations or (NO_DECORATION,)
+        decoration = max(decorations, key=lambda word: probabilities["decoration"].get(word, 0.0))
+        return Grade(name, color, max(group, key=p.get), decoration, probabilities)

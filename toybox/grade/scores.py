@@ -6,9 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from toybox import captions
 from toybox.grade.grader import Grade
+from toybox.objects import OBJECTS
 
+SURE = 0.9  # a view names a decoration from this probability on
+COMMITTED = 6 / 8  # share of the views that must name the same one
 BARS = {"object": 0.97, "color": 0.95, "view": 0.90}  # for samples of a prior
 
 
@@ -49,3 +54,40 @@ def score(grades: Sequence[Grade], wanted: Sequence[captions.Spec]) -> Score:
                 mistakes[f"{key}{of}: {asked} seen as {seen}"] += 1
     n = max(len(grades), 1)
     return Score(right["object"] / n, right["color"] / n, right["view"] / n, mistakes)
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """How surely, and on how many views alike, an asset shows one decoration.
+
+    decoration: the one that most speaks for.
+    probability: the grader's for it, mean over the views.
+    sure: how many of the views name it with at least `SURE`.
+    """
+
+    decoration: str
+    probability: float
+    sure: int
+    views: int
+
+    @property
+    def committed(self) -> bool:
+        """Whether the asset has decided."""
+        return self.sure >= COMMITTED * self.views
+
+    def text(self) -> str:
+        verdict = "committed" if self.committed else "undecided"
+        return (
+            f"decoration {self.decoration} (mean probability {self.probability:.2f}), "
+            f"named by {self.sure} of {self.views} views: {verdict}"
+        )
+
+
+def commitment(grades: Sequence[Grade], spec: captions.Spec) -> Commitment | None:
+    """Which decoration the views of an asset show, and how much they agree; None for things without any."""
+    words = OBJECTS[spec.object].decorations
+    if not words:
+        return None
+    table = np.array([[g.probabilities["decoration"].get(word, 0.0) for word in words] for g in grades])
+    k = int(table.mean(0).argmax())
+    return Commitment(words[k], float(table[:, k].mean()), int((table[:, k] >= SURE).sum()), len(grades))
