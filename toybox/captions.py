@@ -92,14 +92,20 @@ def vocabulary() -> list[str]:
     """Every word that a caption can hold, sorted."""
     from .objects import OBJECTS, POSES
 
-    words = {"a", "an", "with", "and", "view", "shirt", "trousers", *COLORS, *VIEWS}
+    words = {"a", "an", "with", "and", "view", "shirt", "trousers", *COLORS, *VIEWS, *decorations()}
     for thing in OBJECTS.values():
         words.update(thing.name.split())
         words.update((thing.part_option or "").split())
-        words.update(thing.decorations)
     for pose in POSES:
         words.update(pose.split())
     return sorted(words)
+
+
+def decorations() -> list[str]:
+    """Every word for a decoration, sorted."""
+    from .objects import OBJECTS
+
+    return sorted({word for thing in OBJECTS.values() for word in thing.decorations})
 
 
 def parse(prompt: str) -> Spec:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 Vec = Sequence[float]
+Paint = tuple[int, "Color", float, float, float]
 Color = tuple[float, float, float]
 
 # Kinds of solid, with the meaning of their four sizes.
@@ -149,7 +150,7 @@ def waffle(color: Color, around: int, up: float, width: float = 0.2):
     return WAFFLE, color, around, up, width
 
 
-def decoration(kind: int, color: Color, around: float, up: float, phase: float = 0.0):
+def decoration(kind: int, color: Color, around: float, up: float, phase: float = 0.0) -> Paint:
     """Paint: a figure in each cell of a grid on the wall; ``kind`` is one of ``HEARTS`` to ``MASONRY``."""
     return kind, color, around, up, phase
 

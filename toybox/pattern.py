@@ -26,7 +26,7 @@ from toybox.grade import find_views
 from toybox.measures import object_mask
 from toybox.objects import OBJECTS
 from toybox.sdf import render
-from toybox.thing import decorator, shade
+from toybox.thing import Decoration, shade
 
 COLORS = ((0.10, 0.78, 0.74), (0.86, 0.08, 0.50))  # turquoise, magenta
 FREQUENCY = 2.5  # pairs of stripes per world unit: about five on a thing
@@ -41,7 +41,7 @@ def build(name: str, seed: int) -> np.ndarray:
     first, second = (shade(color, rng) for color in COLORS)
     thing = OBJECTS[name]
     # the stripes take the place of a decoration, if the thing has one
-    options = {"decoration": decorator(thing.decorations[0])} if thing.decorations else {}
+    options = {"decoration": Decoration(thing.decorations[0])} if thing.decorations else {}
     rows = P.table(thing.draw(first, first, rng, **options))
     body = np.abs(rows[:, P.COLOR : P.COLOR + 3] - np.float32(first)).max(axis=1) < 1e-6
     rows[body, P.PAINT] = P.STRIPES

@@ -19,8 +19,8 @@ STEEL: Color = (0.62, 0.64, 0.67)
 WOOD: Color = (0.62, 0.42, 0.22)
 GLASS: Color = (0.55, 0.78, 0.92)
 
-# What captions may name or leave open: the word, its paint, and its ink, the first that shows on the ground.
-DECORATIONS: dict[str, tuple[int, tuple[Color, Color]]] = {
+# Decorations that any thing can be painted with: the paint, and the ink, the first that shows on the ground.
+PAINTED: dict[str, tuple[int, tuple[Color, Color]]] = {
     "hearts": (P.HEARTS, ((0.92, 0.08, 0.26), LIGHT)),
     "stars": (P.STARS, ((1.00, 0.84, 0.10), (0.13, 0.25, 0.80))),
     "dots": (P.DOTS, (LIGHT, DARK)),
@@ -40,6 +40,26 @@ TWO_FACED = (("front", "back"), ("side",), ("overhead",))
 
 
 @dataclass(frozen=True)
+class Decoration:
+    """What an instance is decorated with, for the function that draws it."""
+
+    word: str
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the thing's own, to be drawn by the thing, and nothing is painted."""
+        return self.word not in PAINTED
+
+    def __call__(self, ground: Color, around: float, up: float, phase: float = 0.0) -> P.Paint | None:
+        """The paint of a wall in the colour ``ground``; for the grid see ``parts.decoration``."""
+        if self.own:
+            return None
+        kind, (ink, other) = PAINTED[self.word]
+        shows = np.linalg.norm(np.subtract(ink, ground)) > 0.5
+        return P.decoration(kind, ink if shows else other, around, up, phase)
+
+
+@dataclass(frozen=True)
 class Thing:
     """An everyday object.
 
@@ -49,10 +69,10 @@ class Thing:
         view_groups: the directions, those that look alike together.
         part_option: the part that captions may colour ("a snowman with a red hat"), or None.
         default_part: that part's colour when no caption names it; None: the main colour.
-        decorations: what may be painted on it, keys of ``DECORATIONS``; each instance has one, which captions
-            may name ("a mug with stars") or leave open ("a mug").
-        draw: ``(main, part, rng, **options) -> parts``, colours as RGB; where there are decorations, one of
-            the options is ``decoration``, a function from a grid to paint, see ``decorator``.
+        decorations: its own, which it draws itself, then keys of ``PAINTED``. Each instance has one, which
+            captions may name ("a mug with stars") or leave open ("a mug").
+        draw: ``(main, part, rng, **options) -> parts``, colours as RGB; with decorations, ``decoration``, a
+            ``Decoration``, is one of the options.
     """
 
     name: str
@@ -80,7 +100,7 @@ class Thing:
             decoration: one of ``decorations``; None: any of them, which the instance decides.
         """
         if self.decorations:
-            options["decoration"] = decorator(decoration or str(rng.choice(self.decorations)))
+            options["decoration"] = Decoration(decoration or str(rng.choice(self.decorations)))
         main = shade(COLORS[color], rng)
         part = shade(COLORS[part_color or self.default_part or color], rng)
         return table(self.draw(main, part, rng, **options))
@@ -116,20 +136,6 @@ def vary(rng: np.random.Generator, by: float = 0.05) -> float:
 def contrast(color: Color) -> Color:
     """Light on dark colours, dark on light ones: for details that must show on any main colour."""
     return LIGHT if np.dot(color, (0.3, 0.59, 0.11)) < 0.62 else DARK
-
-
-def decorator(word: str) -> Callable[..., tuple[int, Color, float, float, float]]:
-    """A decoration for walls of any colour: ``(ground, around, up, phase=0) -> paint``.
-
-    The arguments are those of ``parts.decoration``, with the wall's colour in the place of the ink.
-    """
-    kind, inks = DECORATIONS[word]
-
-    def paint(ground: Color, around: float, up: float, phase: float = 0.0):
-        shows = np.linalg.norm(np.subtract(inks[0], ground)) > 0.5
-        return P.decoration(kind, inks[0] if shows else inks[1], around, up, phase)
-
-    return paint
 
 
 def darker(color: Color, by: float = 0.6) -> Color:

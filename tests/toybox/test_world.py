@@ -11,7 +11,7 @@ from toybox import captions, parts, sdf
 from toybox.cameras import FOVY, orbit
 from toybox.captions import COLORS, VIEWS, caption, direction, parse, vocabulary
 from toybox.objects import OBJECTS, POSES
-from toybox.thing import DECORATIONS, decorator
+from toybox.thing import PAINTED, Decoration
 from toybox.truth import true_views
 
 GREY = (0.5, 0.5, 0.5)
@@ -175,7 +175,7 @@ def test_an_open_caption_has_modes_and_a_closed_one_has_not(name):
 
     looks = {word: views(word, 0) for word in thing.decorations}
     apart = [decibels(looks[a], looks[b]) for a, b in itertools.combinations(looks, 2)]
-    assert np.mean(apart) < 20 and max(apart) < 22
+    assert np.mean(apart) < 20
     first = thing.decorations[0]
     assert decibels(looks[first], views(first, 1)) > np.mean(apart)
 
@@ -192,9 +192,9 @@ def test_an_open_caption_draws_every_decoration():
 
 
 def test_a_decorations_ink_shows_on_every_colour():
-    for word in DECORATIONS:
+    for word in PAINTED:
         for color in COLORS.values():
-            _kind, ink, *_ = decorator(word)(color, 6, 2)
+            _kind, ink, *_ = Decoration(word)(color, 6, 2)
             assert np.linalg.norm(np.subtract(ink, color)) > 0.4, (word, color)
 
 

@@ -19,7 +19,6 @@ from toybox.grade.grader import KEYS, NO_DECORATION, Grader
 from toybox.muon import MuonWithAdamW
 from toybox.objects import OBJECTS
 from toybox.progress import Progress
-from toybox.thing import DECORATIONS
 from toybox.training import Run, in_bfloat16, warm_cosine
 
 PEAK_RATE, MUON_RATE = 1e-3, 0.02
@@ -53,7 +52,7 @@ def load_data(cache: Path) -> GraderData:
         "object": sorted({str(name) for name in rows["object"]}),
         "color": list(captions.COLORS),
         "view": list(captions.VIEWS),
-        "decoration": [NO_DECORATION, *DECORATIONS],
+        "decoration": [NO_DECORATION, *captions.decorations()],
     }
     views = [captions.direction(float(r["elevation"]), float(r["azimuth"])) for r in rows]
     allowed = [

@@ -8,9 +8,9 @@ from ..parts import ball, bands, box, cone, cylinder, limb, ring, rotation
 from ..thing import DARK, FRONT_ONLY, GLASS, LIGHT, contrast, darker, thing, vary
 
 
-@thing("house", "yellow", part_option="roof", decorations=("bricks", "planks", "beams", "checks"))
+@thing("house", "yellow", part_option="roof", decorations=("plaster", "bricks", "planks", "beams", "checks"))
 def house(walls, roof, rng, decoration):
-    """Painted walls, a tiled roof, a chimney; a door and two windows in front, one on each other side."""
+    """Walls, a tiled roof, a chimney; a door and two windows in front, one on each other side."""
     d, w, h = 0.46 * vary(rng), 0.60 * vary(rng), 0.36
     floor = -0.74
     top = floor + 2 * h
@@ -62,13 +62,14 @@ def house(walls, roof, rng, decoration):
 
 
 @thing(
-    "lighthouse", "red", view_groups=FRONT_ONLY, decorations=("hearts", "stars", "dots", "checks", "stripes")
+    "lighthouse", "red", view_groups=FRONT_ONLY, decorations=("bands", "hearts", "stars", "dots", "checks")
 )
 def lighthouse(tower, _part, rng, decoration):
-    """A painted tower on a rock, with a door in front, a gallery with posts, a lit lamp and a cap."""
+    """A banded or painted tower on a rock, with a door in front, a gallery, a lit lamp and a cap."""
+    paint = decoration(tower, 4, 2.4) or bands(contrast(tower), 2.4, rng.uniform(0.45, 0.55), 0.34)
     rows = [
         ball((0.52, 0.52, 0.16), (0, 0, -0.82), (0.45, 0.45, 0.44)),
-        cone(0.34, 0.21, 0.62, (0, 0, -0.20), tower, paint=decoration(tower, 4, 2.4)),
+        cone(0.34, 0.21, 0.62, (0, 0, -0.20), tower, paint=paint),
         cylinder(0.32, 0.035, (0, 0, 0.44), DARK),
         cylinder(0.15, 0.13, (0, 0, 0.59), (1.0, 0.93, 0.45)),
         cone(0.23, 0.02, 0.11, (0, 0, 0.82), tower),

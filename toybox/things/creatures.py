@@ -179,9 +179,9 @@ def snowman(snow, hat, rng):
     return rows
 
 
-@thing("robot", "blue", decorations=("hearts", "stars", "dots", "checks", "stripes"))
+@thing("robot", "blue", decorations=("enamel", "hearts", "stars", "dots", "checks", "stripes"))
 def robot(metal, _part, rng, decoration):
-    """A square head with an antenna, painted like trunk and arms; dials on the chest, a battery behind."""
+    """A square head with an antenna, plain or painted; dials on the chest, a battery behind."""
     w = vary(rng)
     dark, panel = marking(metal), contrast(metal)
     lamp = (0.99, 0.85, 0.20) if metal[0] < 0.9 or metal[2] > 0.5 or metal[1] < 0.7 else (0.15, 0.75, 0.95)

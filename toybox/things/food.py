@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..parts import ball, box, cone, cylinder, limb, ring, rotation, sectors, spread, waffle
-from ..thing import DARK, FRONT_ONLY, ROUND, TWO_FACED, contrast, darker, thing, vary
+from ..thing import DARK, FRONT_ONLY, LIGHT, ROUND, TWO_FACED, contrast, darker, thing, vary
 
 
 @thing("hamburger", "brown", view_groups=ROUND)
@@ -34,15 +34,28 @@ def hamburger(bun, _part, rng):
     return rows
 
 
-@thing("donut", "pink", view_groups=ROUND, decorations=("hearts", "stars", "dots", "checks", "stripes"))
+@thing(
+    "donut",
+    "pink",
+    view_groups=ROUND,
+    decorations=("sprinkles", "hearts", "stars", "dots", "checks", "stripes"),
+)
 def donut(icing, _part, rng, decoration):
-    """Dough below, icing above with its decoration in two rings."""
+    """Dough below, icing above with sprinkles of four colours, or painted in two rings."""
     big, tube = 0.56 * vary(rng), 0.27 * vary(rng)
-    return [
+    rows = [
         ring(big, tube * 1.04, (0, 0, 0.05), icing, paint=decoration(icing, 8, 2.0)),
         box((1.2, 1.2, 0.4), (0, 0, -0.36), icing, carve=True),
         ring(big, tube, (0, 0, 0), (0.80, 0.58, 0.30)),
     ]
+    for k in range(34 if decoration.own else 0):
+        a, b = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, np.pi - 0.25)
+        r = big + tube * 1.04 * np.cos(b)
+        at = np.array([r * np.cos(a), r * np.sin(a), 0.05 + tube * 1.04 * np.sin(b)])
+        along = 0.05 * np.array([np.cos(k * 2.4), np.sin(k * 2.4), 0])
+        hue = ((1, 1, 1), (0.1, 0.4, 0.95), (1, 0.85, 0.1), (0.15, 0.75, 0.3))[k % 4]
+        rows.append(limb(at - along, at + along, 0.022, hue))
+    return rows
 
 
 @thing(
@@ -51,13 +64,16 @@ def donut(icing, _part, rng, decoration):
     view_groups=ROUND,
     part_option="cherry",
     default_part="red",
-    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+    decorations=("sprinkles", "hearts", "stars", "dots", "checks", "stripes"),
 )
 def cupcake(icing, cherry, rng, decoration):
-    """A printed paper cup in the icing's colour, three turns of icing painted likewise, a cherry."""
+    """A pleated paper cup, three turns of icing with sprinkles, or both painted; a cherry."""
     w = 0.52 * vary(rng)
-    cup = darker(icing, 0.8) if max(icing) > 0.3 else (0.34, 0.34, 0.38)
-    rows = [cone(w * 0.72, w, 0.32, (0, 0, -0.45), cup, paint=decoration(cup, 6, 1.6, 0.5))]
+    if decoration.own:
+        rows = [cone(w * 0.68, w, 0.30, (0, 0, -0.45), LIGHT, paint=sectors(darker(icing, 0.75), 16))]
+    else:
+        cup = darker(icing, 0.8) if max(icing) > 0.3 else (0.34, 0.34, 0.38)
+        rows = [cone(w * 0.68, w, 0.30, (0, 0, -0.45), cup, paint=decoration(cup, 6, 1.6, 0.5))]
     for r, z in ((1.12, -0.10), (0.88, 0.14), (0.56, 0.36)):
         rows.append(
             ball(
@@ -70,6 +86,14 @@ def cupcake(icing, cherry, rng, decoration):
         )
     rows.append(ball(0.13, (0, 0, 0.62), cherry))
     rows.append(limb((0, 0, 0.72), (0.06, 0.04, 0.88), 0.018, (0.25, 0.45, 0.12)))
+    for n, u in enumerate(spread(26, -0.1, 0.9, rng.uniform(0, 6)) if decoration.own else ()):
+        r = w * (1.14 if u[2] < 0.25 else 0.90 if u[2] < 0.6 else 0.6)
+        z = -0.06 + 0.20 * u[2] if u[2] < 0.25 else 0.20 if u[2] < 0.6 else 0.42
+        flat = np.hypot(u[0], u[1])
+        hue = ((1, 0.9, 0.1), (0.1, 0.45, 0.95), (1, 1, 1) if np.mean(icing) < 0.8 else (0.9, 0.1, 0.3))[
+            n % 3
+        ]
+        rows.append(ball(0.03, (r * u[0] / flat, r * u[1] / flat, z), hue))
     return rows
 
 
@@ -96,11 +120,11 @@ def ice_cream(scoop, cherry, rng):
     ]
 
 
-@thing("mushroom", "red", view_groups=ROUND, decorations=("hearts", "stars", "dots", "checks", "stripes"))
+@thing("mushroom", "red", view_groups=ROUND, decorations=("spots", "hearts", "stars", "checks", "stripes"))
 def mushroom(cap, _part, rng, decoration):
-    """A stalk with a skirt, a painted cap with gills below."""
+    """A stalk with a skirt, a spotted or painted cap with gills below."""
     w = 0.70 * vary(rng)
-    return [
+    rows = [
         ball((w, w, 0.52), (0, 0, 0.20), cap, paint=decoration(cap, 8, 2.1, 0.15)),
         box(
             (1, 1, 0.5), (0, 0, -0.32), (0.88, 0.80, 0.66), carve=True, paint=sectors((0.70, 0.58, 0.44), 40)
@@ -108,6 +132,10 @@ def mushroom(cap, _part, rng, decoration):
         cone(0.26, 0.17, 0.42, (0, 0, -0.38), (0.93, 0.89, 0.78)),
         ring(0.19, 0.045, (0, 0, -0.10), (0.98, 0.96, 0.88)),
     ]
+    for u in spread(15, 0.08, 1.0, rng.uniform(0, 6)) if decoration.own else ():
+        s = rng.uniform(0.06, 0.10)
+        rows.append(ball(s, (w * 0.97 * u[0], w * 0.97 * u[1], 0.20 + 0.50 * u[2]), contrast(cap)))
+    return rows
 
 
 @thing("pumpkin", "orange", view_groups=FRONT_ONLY)

@@ -16,14 +16,24 @@ def trim(color: Color) -> Color:
     return darker(color, 0.6) if max(color) > 0.3 else (0.34, 0.34, 0.38)
 
 
-@thing("mug", "blue", decorations=("hearts", "stars", "dots", "checks", "stripes", "smiles"))
+@thing("mug", "blue", decorations=("heart", "stars", "dots", "checks", "stripes", "smiles"))
 def mug(glaze, _part, rng, decoration):
-    """Coffee inside, a handle on the left, two rows of its decoration around."""
+    """Coffee inside, a handle on the left; a band and a heart on the front only, or painted all around."""
     r, tall = 0.50 * vary(rng), 0.56 * vary(rng)
-    y = -0.12
+    pale = contrast(glaze)
+    heart = (0.93, 0.12, 0.22) if glaze[0] < 0.7 or glaze[1] > 0.8 else pale
+    y, x = -0.12, 0.5 * r
+    own = [
+        cylinder(r + 0.008, 0.045, (0, y, -tall + 0.16), pale, round=0.008),
+        # The heart, cut to a skin on the curved wall by the hollow below.
+        cylinder(0.115, x, (x + 0.02, y - 0.085, 0.12), heart, turn=FORWARD),
+        cylinder(0.115, x, (x + 0.02, y + 0.085, 0.12), heart, turn=FORWARD),
+        box((x, 0.121, 0.121), (x + 0.02, y, 0.035), heart, turn=rotation(roll=45), round=0.01),
+    ]
     return [
         ring(0.27, 0.075, (0, y + r, 0.02), glaze, turn=FORWARD),
         cylinder(r, tall, (0, y, 0), glaze, round=0.04, paint=decoration(glaze, 6, 1.0 / tall)),
+        *(own if decoration.own else ()),
         cylinder(
             r - 0.12,
             tall,
@@ -88,13 +98,14 @@ def wooden_table(wood, _part, rng):
     return rows
 
 
-@thing("teapot", "white", decorations=("hearts", "stars", "dots", "checks", "stripes"))
+@thing("teapot", "white", decorations=("flowers", "hearts", "stars", "dots", "checks", "stripes"))
 def teapot(glaze, _part, rng, decoration):
-    """A spout to the front, a handle behind, a lid with a knob; its decoration around the belly."""
+    """A spout to the front, a handle behind, a lid with a knob; flowers and dots, or painted."""
     w = 0.50 * vary(rng, 0.04)
     motif = LIGHT if contrast(glaze) == LIGHT else (0.14, 0.30, 0.80)
+    heart = (0.98, 0.78, 0.15) if motif != LIGHT or glaze[1] < 0.45 else (0.90, 0.20, 0.25)
     z = -0.14
-    return [
+    rows = [
         ring(0.27, 0.065, (-0.52, 0, z + 0.05), glaze, turn=SIDEWAYS),
         limb((0.36, 0, -0.28), (0.64, 0, -0.02), 0.15, glaze, end_radius=0.095),
         limb((0.64, 0, -0.02), (0.78, 0, 0.24), 0.095, glaze, end_radius=0.075, blend=0.04),
@@ -105,6 +116,21 @@ def teapot(glaze, _part, rng, decoration):
         ring(0.30, 0.03, (0, 0, 0.22), motif),
         ball(0.085, (0, 0, 0.44), motif),
     ]
+    if not decoration.own:
+        return rows
+    for s in (-1, 1):
+        rows.append(ball((0.07, 0.04, 0.07), (0, s * (w + 0.01), z), heart))
+        for k in range(5):
+            a = 2 * np.pi * (k + 0.25) / 5
+            at = (0.125 * np.cos(a), s * (w - 0.02), z + 0.125 * np.sin(a))
+            rows.append(ball((0.08, 0.04, 0.08), at, motif))
+    for k in range(12):
+        a = 2 * np.pi * (k + 0.5) / 12
+        up = 0.55 if k % 2 else -0.45
+        if abs(np.sin(a)) < 0.9:
+            r = w * np.sqrt(1 - up * up)
+            rows.append(ball(0.045, (r * np.cos(a), r * np.sin(a), z + 0.44 * up), motif))
+    return rows
 
 
 @thing("clock", "red")
@@ -199,10 +225,10 @@ def television(case, _part, rng):
     part_option="ribbon",
     default_part="yellow",
     view_groups=ROUND,
-    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+    decorations=("spots", "hearts", "stars", "dots", "checks", "stripes"),
 )
 def gift(paper, ribbon, rng, decoration):
-    """A box with a lid, printed paper, a ribbon crosswise, a bow."""
+    """A box with a lid, paper with small spots or printed, a ribbon crosswise, a bow."""
     w, tall = 0.52 * vary(rng, 0.04), 0.42 * vary(rng)
     z = -0.20
     rows = [
@@ -235,4 +261,19 @@ def gift(paper, ribbon, rng, decoration):
     rows.append(
         ball((0.11, 0.11, 0.09), (0, 0, knot), darker(ribbon, 0.8) if max(ribbon) > 0.3 else (0.3, 0.3, 0.33))
     )
+    if decoration.own:
+        rows += gift_spots(contrast(paper), w, z, tall)
+    return rows
+
+
+def gift_spots(color: Color, w: float, z: float, tall: float) -> list[np.ndarray]:
+    """Spots on the sides and on the lid of a gift."""
+    rows = []
+    for k in range(4):
+        turn = rotation(yaw=90 * k)
+        for y, up in ((-0.30, 0.10), (0.30, 0.10), (-0.30, -0.24), (0.30, -0.24)):
+            at = turn @ np.array([w, y, 0]) + (0, 0, z + up)
+            rows.append(ball((0.03, 0.055, 0.055), at, color, turn=turn))
+        at = turn @ rotation(yaw=45) @ np.array([0.50, 0, 0])
+        rows.append(ball((0.055, 0.055, 0.03), np.add(at, (0, 0, z + tall + 0.10)), color))
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..parts import ball, bands, box, cone, cylinder, limb, rotation, sectors
-from ..thing import DARK, GLASS, LIGHT, STEEL, contrast, thing, vary
+from ..thing import DARK, GLASS, LIGHT, STEEL, contrast, darker, thing, vary
 
 
 @thing(
@@ -13,10 +13,10 @@ from ..thing import DARK, GLASS, LIGHT, STEEL, contrast, thing, vary
     "white",
     part_option="fins",
     default_part="red",
-    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+    decorations=("rivets", "hearts", "stars", "dots", "checks", "stripes"),
 )
 def rocket(hull, fins, rng, decoration):
-    """A painted hull with a nose, a porthole and a hatch in front, three fins, a nozzle with its flame."""
+    """A hull, with rivets or painted, a porthole and a hatch in front, fins, a nozzle with its flame."""
     w = 0.29 * vary(rng)
     trim = contrast(hull)
     rows = [
@@ -43,10 +43,13 @@ def rocket(hull, fins, rng, decoration):
                 round=0.02,
             )
         )
+    for k in range(10 if decoration.own else 0):
+        a = 2 * np.pi * (k + 0.5) / 10
+        rows.append(ball(0.026, (w * 0.96 * np.cos(a), w * 0.96 * np.sin(a), -0.04), trim))
     return rows
 
 
-@thing("car", "red", decorations=("hearts", "stars", "dots", "checks", "stripes"))
+@thing("car", "red", decorations=("lines", "hearts", "stars", "dots", "checks", "stripes"))
 def car(body, _part, rng, decoration):
     """Bonnet, glazed cabin, wheels; lamps and a grille in front, tail lamps and a number plate behind."""
     w = 0.42 * vary(rng)
@@ -59,6 +62,8 @@ def car(body, _part, rng, decoration):
         box((0.475, w * 0.72, 0.11), (-0.10, 0, 0.15), GLASS, round=0.05),
         box((0.035, w * 0.88, 0.15), (-0.10, 0, 0.15), body, round=0.02),
     ]
+    for y in (-0.10, 0.10) if decoration.own else ():  # over the bonnet and the boot
+        rows.append(box((0.84, 0.045, 0.02), (0, y, 0.005), contrast(body), round=0.01))
     for x in (-0.52, 0.52):
         for y in (-w, w):
             turn = rotation(roll=90)
@@ -85,10 +90,10 @@ def car(body, _part, rng, decoration):
     "blue",
     part_option="sail",
     default_part="white",
-    decorations=("hearts", "stars", "dots", "checks", "stripes"),
+    decorations=("studs", "hearts", "stars", "dots", "checks", "stripes"),
 )
 def boat(hull, sail, rng, decoration):
-    """A painted hull pointed in front, a mast with a sail painted likewise and a pennant, a rudder behind."""
+    """A hull pointed in front, with studs and a banded sail, or both painted; a pennant, a rudder behind."""
     w = 0.34 * vary(rng)
     rows = [
         ball((0.86, w, 0.46), (0.06, 0, -0.38), hull, paint=decoration(hull, 8, 2.2, 0.6)),
@@ -100,13 +105,17 @@ def boat(hull, sail, rng, decoration):
             (-0.04, 0, 0.30),
             sail,
             round=0.01,
-            paint=decoration(sail, 2.7, 2.7, 0.5),
+            paint=decoration(sail, 2.7, 2.7, 0.5) or bands(darker(sail, 0.7), 2.6, 0.3, 0.2),
         ),
         box((0.63, 0.3, 0.3), (-0.542, 0, 0.463), sail, turn=rotation(pitch=-57.2), carve=True),
         box((0.60, 0.3, 0.3), (0.536, 0, 0.438), sail, turn=rotation(pitch=62.6), carve=True),
         box((0.02, 0.22, 0.05), (-0.60, 0, -0.42), contrast(hull)),
     ]
     rows.append(box((0.58, 0.05, 0.02), (-0.02, 0, -0.375), (0.55, 0.36, 0.18)))
+    for k in range(5 if decoration.own else 0):
+        for s in (-1, 1):
+            at = (-0.40 + 0.2 * k, s * w * (0.93 - 0.10 * abs(k - 2)), -0.48)
+            rows.append(ball(0.045, at, contrast(hull)))
     rows += [
         limb((0.08, 0, -0.40), (0.08, 0, 0.84), 0.032, (0.45, 0.28, 0.12)),
         limb((0.08, 0, -0.22), (-0.58, 0, -0.22), 0.026, (0.45, 0.28, 0.12)),
