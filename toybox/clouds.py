@@ -76,7 +76,7 @@ def make_shard(
         part_color = str(rng.choice(list(COLORS))) if thing.part_option and rng.random() < 0.5 else ""
         pose = str(rng.choice(list(POSES))) if name == "person" and rng.random() < 0.5 else ""
         options = {"pose": pose} if pose else {}
-        parts = thing.build(str(color), rng, part_color=part_color or None, **options)
+        parts = thing.build(str(color), rng, part_color=part_color or None, decoration=thing.own, **options)
         where, shades = sample_surface(parts, points, rng)
         xyz[i], rgb[i] = where, np.round(255 * shades)
         things[i] = (name, color, part_color, pose)

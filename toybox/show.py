@@ -26,6 +26,21 @@ def picture(
     return np.uint8(rgba[..., :3] * alpha + 255.0 * (1 - alpha) + 0.5)
 
 
+def decorations(names: list[str], color: str | None, size: int) -> Image.Image:
+    """The decorations of all `names` that have any, a row for each thing: front and side."""
+    rows = [name for name in names if OBJECTS[name].decorations]
+    most = max((len(OBJECTS[name].decorations) for name in rows), default=0)
+    canvas = Image.new("RGB", (2 * most * size, len(rows) * size), "white")
+    for y, name in enumerate(rows):
+        thing = OBJECTS[name]
+        for x, word in enumerate(thing.decorations):
+            parts = thing.build(color or thing.default_color, np.random.default_rng(y), decoration=word)
+            for k, azimuth in enumerate((0, 45)):
+                one = Image.fromarray(picture(parts, azimuth, 15, size))
+                canvas.paste(one, ((2 * x + k) * size, y * size))
+    return canvas
+
+
 def sheet(names: list[str], color: str | None, size: int, columns: int) -> Image.Image:
     """All ``names`` in blocks of five views, ``columns`` blocks wide, in ``color`` or their own."""
     label = 14
@@ -34,7 +49,7 @@ def sheet(names: list[str], color: str | None, size: int, columns: int) -> Image
     pen = ImageDraw.Draw(canvas)
     for n, name in enumerate(names):
         thing = OBJECTS[name]
-        parts = thing.build(color or thing.default_color, np.random.default_rng(n))
+        parts = thing.build(color or thing.default_color, np.random.default_rng(n), decoration=thing.own)
         x, y = (n % columns) * (len(SIDES) * size + 8), (n // columns) * (size + label)
         pen.text((x + 4, y + 1), name, fill="black")
         for k, (azimuth, elevation) in enumerate(SIDES):
@@ -47,6 +62,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="which things; all by default")
     parser.add_argument("--out", type=Path, default=Path("outputs/toybox.png"), help="(%(default)s)")
     parser.add_argument("--color", choices=[*COLORS, "own"], default="own")
+    parser.add_argument("--decorations", action="store_true", help="a row of its decorations for each thing")
     parser.add_argument("--size", type=int, default=128, help="pixels of one view")
     parser.add_argument("--columns", type=int, default=2, help="things side by side")
     args = parser.parse_args()
@@ -54,9 +70,13 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}. The toybox holds: {', '.join(OBJECTS)}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(
-        args.names or list(OBJECTS), None if args.color == "own" else args.color, args.size, args.columns
-    ).save(args.out)
+    names, color = args.names or list(OBJECTS), None if args.color == "own" else args.color
+    drawn = (
+        decorations(names, color, args.size)
+        if args.decorations
+        else sheet(names, color, args.size, args.columns)
+    )
+    drawn.save(args.out)
     print(args.out)
 
 

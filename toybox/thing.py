@@ -83,6 +83,11 @@ class Thing:
     default_part: str | None = None
     decorations: tuple[str, ...] = ()
 
+    @property
+    def own(self) -> str | None:
+        """The decoration that it draws itself, if it can have any."""
+        return self.decorations[0] if self.decorations else None
+
     def build(
         self,
         color: str,

@@ -48,10 +48,10 @@ class Truth:
         self.colors: dict[tuple[str, str], np.ndarray] = {}
         for name, thing in OBJECTS.items():
             for color in COLORS:
-                tables = [thing.build(color, rng) for _ in range(instances)]
+                tables = [thing.build(color, rng, decoration=thing.own) for _ in range(instances)]
                 drawn = [sample_surface(parts, points // 2, rng) for parts in tables]
                 self.colors[name, color] = np.mean([rgb.mean(axis=0) for _, rgb in drawn], axis=0)
-            tables = [thing.build(thing.default_color, rng) for _ in range(instances)]
+            tables = [thing.build(thing.default_color, rng, decoration=thing.own) for _ in range(instances)]
             self.shapes[name] = [normalise(sample_surface(parts, points, rng)[0]) for parts in tables]
 
     def nearest_object(self, points: np.ndarray) -> tuple[str, dict[str, float]]:
