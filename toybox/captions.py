@@ -88,11 +88,22 @@ def caption(
     return f"{text}, {view} view" if view else text
 
 
-def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted."""
+def vocabulary(decorated: bool = True) -> list[str]:
+    """Every word that a caption can hold, sorted; without those for decorations unless `decorated`."""
     from .objects import OBJECTS, POSES
 
-    words = {"a", "an", "with", "and", "view", "shirt", "trousers", *COLORS, *VIEWS, *decorations()}
+    words = {
+        "a",
+        "an",
+        "with",
+        "and",
+        "view",
+        "shirt",
+        "trousers",
+        *COLORS,
+        *VIEWS,
+        *(decorations() if decorated else ()),
+    }
     for thing in OBJECTS.values():
         words.update(thing.name.split())
         words.update((thing.part_option or "").split())

@@ -34,7 +34,7 @@ class Classifier(nn.Module):
     """Pictures [n, 3, 64, 64] in [0, 1] to logits of objects, colours, views and decorations.
 
     Args:
-        objects, colors, views, decorations: how many of each.
+        objects, colors, views, decorations: how many of each; 0: that one is not asked.
     """
 
     def __init__(self, objects: int, colors: int, views: int, decorations: int):

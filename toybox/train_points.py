@@ -147,7 +147,9 @@ def prepare(job: PointJob) -> None:
             temporary = job.folder / f"{part}.{os.getpid()}.tmp"
             shutil.copytree(job.start / part, temporary)
             os.replace(temporary, job.folder / part)
-    check_single_tokens(CLIPTokenizer.from_pretrained(job.folder / TOKENIZER), captions.vocabulary())
+    check_single_tokens(
+        CLIPTokenizer.from_pretrained(job.folder / TOKENIZER), captions.vocabulary(decorated=False)
+    )
 
 
 def make_model(job: PointJob) -> PointPrior:
@@ -247,7 +249,7 @@ def export(model: PointPrior, tokenizer: CLIPTokenizer, network: dict, target: P
     text.half().save_pretrained(new / TEXT_ENCODER, safe_serialization=True)
     save_tokenizer(tokenizer, new / TOKENIZER)
     network = {**network, "text_width": model.points.clip_embed.in_features}
-    FolderConfig(network, STAGE, captions.vocabulary()).write(new)
+    FolderConfig(network, STAGE, captions.vocabulary(decorated=False)).write(new)
     size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         shutil.rmtree(new)

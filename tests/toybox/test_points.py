@@ -188,7 +188,7 @@ def test_true_clouds_are_right_and_others_wrong(monkeypatch):
     rng = np.random.default_rng(5)
 
     def cloud(name, color):
-        xyz, rgb = sample_surface(OBJECTS[name].build(color, rng), 256, rng)
+        xyz, rgb = sample_surface(OBJECTS[name].build(color, rng, decoration=OBJECTS[name].own), 256, rng)
         return PointCloud(torch.from_numpy(1.7 * xyz), torch.from_numpy(rgb))
 
     wanted = [(name, color) for name in names for color in ("red", "blue", "white")]

@@ -58,8 +58,11 @@ class Grader:
             hint = "python -m toybox.grade train"
             raise FileNotFoundError(f"no grader in {folder}: train one with  {hint}") from error
         labels = description["labels"]
-        model = Classifier(*(len(labels[key]) for key in KEYS))
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+        model = Classifier(*(len(labels.get(key, ())) for key in KEYS))
+        mine = model.state_dict()  # the bundled grader was trained before there were decorations
+        kept = {k: v for k, v in mine.items() if not v.numel()}
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+        model.load_state_dict(kept | weights)
         return cls(model, labels, description["held_out"])
 
     def save(self, folder: Path = WEIGHTS) -> None:
@@ -88,7 +91,7 @@ class Grader:
 
     def _grade(self, *rows: Tensor) -> Grade:
         probabilities = {
-            key: dict(zip(self.labels[key], p.tolist(), strict=True))
+            key: dict(zip(self.labels.get(key, ()), p.tolist(), strict=True))
             for key, p in zip(KEYS, rows, strict=True)
         }
         name = max(probabilities["object"], key=probabilities["object"].get)

@@ -84,9 +84,12 @@ class Commitment:
 
 
 def commitment(grades: Sequence[Grade], spec: captions.Spec) -> Commitment | None:
-    """Which decoration the views of an asset show, and how much they agree; None for things without any."""
+    """Which decoration the views of an asset show, and how much they agree.
+
+    None for things without any, and from a grader that does not know them.
+    """
     words = OBJECTS[spec.object].decorations
-    if not words:
+    if not words or not any(g.probabilities["decoration"] for g in grades):
         return None
     table = np.array([[g.probabilities["decoration"].get(word, 0.0) for word in words] for g in grades])
     k = int(table.mean(0).argmax())
