@@ -25,7 +25,7 @@ def finished(tmp_path) -> Path:
     trial = tmp_path / "ism-gs" / PROMPT.replace(" ", "_")
     views = trial / "save/it600-views"
     views.mkdir(parents=True)
-    parts = OBJECTS["mushroom"].build("red", np.random.default_rng(0))
+    parts = OBJECTS["mushroom"].build("red", np.random.default_rng(0), decoration="spots")
     for azimuth in range(0, 360, 45):
         rgba = sdf.render(parts, cameras.orbit(azimuth, 15.0, 3.0), 40.0, 64)
         rgb = (composite(rgba, np.ones(3)) * 255).astype(np.uint8)

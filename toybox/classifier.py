@@ -43,13 +43,14 @@ class Classifier(nn.Module):
         self.blocks = nn.Sequential(*(Residual(a, b, 2) for a, b in pairwise(WIDTHS)))
         self.trunk = nn.Linear(2 * WIDTHS[-1], 192)
         self.objects, self.colors, self.views = (nn.Linear(192, n) for n in (objects, colors, views))
-        self.decorations = nn.Linear(192, decorations)
+        self.decorations = nn.Linear(192, decorations) if decorations else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.blocks(F.relu(self.stem(x * 4 - 2)))
         x = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], 1)
         x = F.relu(self.trunk(x))
-        return self.objects(x), self.colors(x), self.views(x), self.decorations(x)
+        decorations = x[:, :0] if self.decorations is None else self.decorations(x)
+        return self.objects(x), self.colors(x), self.views(x), decorations
 
 
 def group_nll(logits: Tensor, allowed: Tensor) -> Tensor:

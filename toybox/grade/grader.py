@@ -58,11 +58,9 @@ class Grader:
             hint = "python -m toybox.grade train"
             raise FileNotFoundError(f"no grader in {folder}: train one with  {hint}") from error
         labels = description["labels"]
+        # graders that were trained before there were decorations name none
         model = Classifier(*(len(labels.get(key, ())) for key in KEYS))
-        mine = model.state_dict()  # the bundled grader was trained before there were decorations
-        kept = {k: v for k, v in mine.items() if not v.numel()}
-        weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-        model.load_state_dict(kept | weights)
+        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
         return cls(model, labels, description["held_out"])
 
     def save(self, folder: Path = WEIGHTS) -> None:
