@@ -611,7 +611,7 @@ EMBEDDING_MISTAKES = {
     "code": "holds code, which is not run",
     "a module": "holds code, which is not run",
     "a parameter that is none": "is no textual inversion",
-    "damaged": "it is damaged",
+    "damaged": "pickle holds code, which is not run, or is damaged. Use a .safetensors file",
     "spaces": "calls its word 'my style'",
     "text": "must be .safetensors, .pt or .bin",
     "a token of the tokenizer": "cannot be called 'a</w>'",

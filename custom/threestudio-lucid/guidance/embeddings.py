@@ -30,11 +30,7 @@ def read_embedding(file: Path, bundled: str = "") -> tuple[str, Tensor]:
     Raises:
         UserError: not a file of that kind, damaged, or for another model.
     """
-    with reading(
-        f"The embedding {file}",
-        "plain tensors",
-        "It is damaged, or holds code, which is not run. Use a .safetensors file.",
-    ):
+    with reading(f"The embedding {file}", "plain tensors", "Use a .safetensors file, or download it again."):
         if bundled:
             return bundled, _understood(file, read_bundled(file, bundled))[1]
         return _understood(file, _read_pickled(file) if file.suffix in PICKLED else _read_safe(file))
