@@ -55,6 +55,8 @@ def reason(error: BaseException, longest: int = 160) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)  # without the path, which the message has already
     said = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run what is in the file
+        return "its pickle holds code, which is not run, or is damaged"
     said = f"there is no {said} in it" if isinstance(error, KeyError) and said else said
     return said[:longest] or type(error).__name__
 

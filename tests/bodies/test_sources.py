@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -156,7 +158,84 @@ def test_smpl_files_that_are_missing_pickled_or_damaged(tmp_path, monkeypatch):
     np.savez(file, **model | {"weights": model["weights"][:-1]})
     assert "do not fit together" in told()
     np.savez(file, **model | {"weights": np.array([{}], dtype=object)})
-    assert "cannot be read as a body model" in told()
+    assert "weights.npy is pickled" in told()
+
+
+SPOILT_SMPL = {
+    "a joint before its parent": ("kintree_table", lambda a: a[:, ::-1], "are no tree"),
+    "a face of no vertices": ("f", lambda a: a + 9_999, "are not of its 2310 vertices"),
+    "faces that are no integers": ("f", lambda a: a + 0.5, "are not of its"),
+    "not finite": ("v_template", lambda a: a * np.nan, "not finite, or very large"),
+    "infinite weights": ("weights", lambda a: a / 0.0, "not finite, or very large"),
+    "as large as a planet": ("v_template", lambda a: a * 1e7, "not finite, or very large"),
+    "of words": ("shapedirs", lambda a: a.astype("U8"), "numbers are expected"),
+    "too many vertices": ("v_template", lambda a: np.zeros((20_000, 3)), "at most 393,216 are read"),
+    "too many shapes": ("shapedirs", lambda a: np.zeros((2310, 3, 3700)), "at most 201,326,592 are read"),
+    "other poses": ("posedirs", lambda a: a[..., :9], r"do not fit together \(posedirs\)"),
+    "no faces": ("f", lambda a: a[:0], "0 faces"),
+    "one number": ("weights", lambda a: a[0, 0], "cannot be read as a body model"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+@pytest.mark.parametrize(("key", "spoil", "message"), SPOILT_SMPL.values(), ids=SPOILT_SMPL)
+def test_smpl_files_of_another_size_than_bodies(tmp_path, key, spoil, message):
+    model = fake_smpl("smplx")
+    np.savez_compressed(tmp_path / "SMPLX_NEUTRAL.npz", **model | {key: spoil(model[key])})
+    with pytest.raises(UserError, match=message):
+        smpl.read_model(tmp_path / "SMPLX_NEUTRAL.npz")
+
+
+def test_an_smpl_body_of_no_height(tmp_path):
+    pytest.importorskip("smplx")
+    model = fake_smpl("smplx")
+    np.savez(tmp_path / "SMPLX_NEUTRAL.npz", **model | {"v_template": model["v_template"] * [1, 0, 1]})
+    with pytest.raises(UserError, match="makes no body"):
+        make_body(f"smplx:{tmp_path}")
+
+
+def test_an_smpl_file_that_promises_more_than_there_is_asks_for_no_memory(tmp_path):
+    """Its header says 11 GB; the archive has 40 bytes."""
+    file, model = tmp_path / "SMPL_NEUTRAL.npz", fake_smpl("smpl")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in model.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                if name == "shapedirs":
+                    header = {"descr": "<f8", "fortran_order": False, "shape": (10_475, 3, 45_000)}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    member.write(bytes(40))
+                else:
+                    np.lib.format.write_array(member, array)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"shapedirs\.npy says it is 10475 x 3 x 45000"):
+        smpl.read_model(file)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[: len(data) // 2],
+        # of the archive's list: another way of packing, and a password
+        lambda data: _with_bytes(data, b"PK\x01\x02", 10, b"\x63\x00"),
+        lambda data: _with_bytes(data, b"PK\x01\x02", 8, b"\x01\x00"),
+        lambda data: data.replace(b"\x93NUMPY", b"\x93NUMPX"),
+    ],
+    ids=["cut", "packing", "password", "magic"],
+)
+def test_damaged_smpl_archives(tmp_path, spoil):
+    file = tmp_path / "SMPL_NEUTRAL.npz"
+    np.savez(file, **fake_smpl("smpl"))
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(UserError, match="cannot be read"):
+        smpl.read_model(file)
+
+
+def _with_bytes(data: bytes, mark: bytes, offset: int, new: bytes) -> bytes:
+    """With other bytes so far behind the first mark."""
+    at = data.index(mark) + offset
+    return data[:at] + new + data[at + len(new) :]
 
 
 def test_without_the_package_it_says_which(tmp_path, monkeypatch):

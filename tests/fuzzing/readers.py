@@ -6,7 +6,8 @@ A new reader is a function that writes valid files, and a line in `READERS`: the
 
 from __future__ import annotations
 
+from .adapters import READERS as ADAPTERS
 from .shapes import READERS as SHAPES
 from .trial import Reader
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (*SHAPES,)}
+READERS: dict[str, Reader] = {reader.name: reader for reader in (*SHAPES, *ADAPTERS)}

@@ -296,6 +296,12 @@ def save_word(file: Path, kind: str, vectors: torch.Tensor, token: str) -> Path:
             "sd_checkpoint_name": None,
         },
         "tensor": vectors,
+        "old web UI": {
+            "string_to_token": {"*": 265},
+            "string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)}),
+            "name": token,
+        },
+        "clip_l": {"clip_l": vectors},
     }[kind]
     torch.save(content, file)
     return file
@@ -309,6 +315,8 @@ def save_word(file: Path, kind: str, vectors: torch.Tensor, token: str) -> Path:
         ("web UI", "file.pt", "myStyle"),
         ("web UI, safetensors", "sks2.safetensors", "sks2"),
         ("tensor", "sks3.pt", "sks3"),
+        ("old web UI", "old.pt", "myStyle"),
+        ("clip_l", "sks4.bin", "sks4"),
     ],
 )
 def test_an_embedding_is_one_token_with_its_vector(prior, tmp_path, kind, name, token):
@@ -524,11 +532,11 @@ def spoilt_lora(folder: Path, prior: Path, kind: str) -> Path:
 
 
 LORA_MISTAKES = {
-    "another width": "does not fit the unet of the prior .*another base model",
+    "another width": "does not fit the unet of the prior .*another base model. Its .* has a weight of",
     "more layers": "does not fit the unet .*down_blocks.7.attentions.0.proj_in, which this model",
-    "other names": "does not fit the unet of the prior .*transformer.blocks.0",
-    "SDXL": "does not fit the unet of the prior .*text_encoder_2",
-    "not finite": "does not fit the unet .*not all of its numbers are finite",
+    "other names": "was made for a diffusion transformer.*transformer.blocks.0",
+    "SDXL": "was made for SDXL .it has lora_te2_",
+    "not finite": "does not fit the unet .*not all numbers of .* are finite",
     "cut off": "is damaged or incomplete .*Copy or download it again",
     "checkpoint": "is no LoRA.*whole checkpoint: system.guidance.prior=",
     "embedding": "is no LoRA.*system.guidance.embeddings=",
@@ -575,6 +583,12 @@ def spoilt_embedding(folder: Path, kind: str) -> Path:
     if kind == "code":
         torch.save({"sks": Shouts()}, folder / "word.pt")
         return folder / "word.pt"
+    if kind == "a module":
+        torch.save({"string_to_param": torch.nn.Linear(2, 2)}, folder / "word.pt")
+        return folder / "word.pt"
+    if kind == "a parameter that is none":
+        torch.save({"string_to_param": torch.nn.ParameterDict({"*": 3})}, folder / "word.pt")
+        return folder / "word.pt"
     if kind == "damaged":
         (folder / "word.bin").write_bytes(b"PK nonsense")
         return folder / "word.bin"
@@ -595,7 +609,9 @@ EMBEDDING_MISTAKES = {
     "a picture": "is no textual inversion",
     "not finite": "not all of its numbers are finite",
     "code": "holds code, which is not run",
-    "damaged": "it is damaged",
+    "a module": "holds code, which is not run",
+    "a parameter that is none": "is no textual inversion",
+    "damaged": "pickle holds code, which is not run, or is damaged. Use a .safetensors file",
     "spaces": "calls its word 'my style'",
     "text": "must be .safetensors, .pt or .bin",
     "a token of the tokenizer": "cannot be called 'a</w>'",

@@ -21,14 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..damaged import reading
 from ..errors import UserError, check_choice
 from ..points.frame import GLTF
+from ..points.npz import read_array
 from .body import Body
 from .mannequin import Pose, find_pose, rotation
 from .parts import NAMES, label_faces
 
 GENDERS = ("neutral", "female", "male")
-MAX_BYTES = 1024**3
+# SMPL has 6,890 vertices, 24 joints and up to 300 shapes, SMPL-X 10,475, 55 and 400.
+MAX_VERTICES, MAX_JOINTS, MAX_SHAPES = 16_384, 64, 512
+MAX_NUMBER = 1e4  # in metres: whatever is larger is no body
 # Our joints, by their numbers in both models. (We have no collars and two of the four joints of the back.)
 _JOINTS = {
     "pelvis": 0,
@@ -94,9 +98,14 @@ def smpl_body(
 
     rest = _skin(lbs, data, shape, {})
     posed = _skin(lbs, data, shape, turns)
+    size = float(np.ptp(rest[0][:, 2]))
+    if not (0.0 < size < MAX_NUMBER and np.isfinite(posed[0]).all()):
+        raise UserError(
+            f"{file} makes no body with system.body.shape {shape.tolist()}: it is {size:.3g} tall."
+        )
     faces = np.asarray(data["f"]).astype(np.int32)
     labels, uv = label_faces(rest[0][faces], _limb_of_faces(data, faces), _axes(*rest))
-    scale = height / float(np.ptp(rest[0][:, 2]))
+    scale = height / size
     # as the mannequin: the pelvis above the origin, half of the standing body below it
     low, high = rest[0][:, 2].min(), rest[0][:, 2].max()
     middle = np.array([*rest[1][0, :2], 0.5 * (low + high)])
@@ -139,27 +148,51 @@ def read_model(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a model.
 
     Raises:
-        UserError: too large, damaged, pickled inside, or of other shapes than a body model's.
+        UserError: damaged, pickled inside, larger than a body model is, or of other shapes.
     """
-    if (size := file.stat().st_size) > MAX_BYTES:
-        raise UserError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read.")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in _KEYS if key not in archive.files]
-            data = {key: np.asarray(archive[key]) for key in _KEYS if key not in missing}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{file} cannot be read as a body model ({reason}). {_HELP}") from None
-    if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}: it is no SMPL or SMPL-X model. {_HELP}")
-    vertices, joints = len(data["v_template"]), data["weights"].shape[-1]
-    wanted = {"v_template": (vertices, 3), "weights": (vertices, joints), "J_regressor": (joints, vertices)}
-    wrong = [key for key, shape in wanted.items() if data[key].shape != shape]
-    if wrong or joints < 22 or data["shapedirs"].ndim != 3 or len(data["f"]) == 0:
-        raise UserError(
-            f"{file} is no SMPL or SMPL-X model: its arrays do not fit together ({', '.join(wrong)})."
-        )
+    with reading(file, "a body model", _HELP), zipfile.ZipFile(file) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if missing := [key for key in _KEYS if key not in members]:
+            raise UserError(f"{file} lacks {', '.join(missing)}: it is no SMPL or SMPL-X model. {_HELP}")
+        most = {key: 8 * int(np.prod(shape)) for key, shape in _shapes(MAX_VERTICES, MAX_JOINTS).items()}
+        data = {key: read_array(file, archive, members[key], most[key]) for key in _KEYS}
+        _check_model(file, data)
     return data
+
+
+def _shapes(vertices: int, joints: int, shapes: int = MAX_SHAPES) -> dict[str, tuple[int, ...]]:
+    return {
+        "v_template": (vertices, 3),
+        "f": (3 * vertices, 3),
+        "shapedirs": (vertices, 3, shapes),
+        "posedirs": (vertices, 3, 9 * (joints - 1)),
+        "J_regressor": (joints, vertices),
+        "kintree_table": (2, joints),
+        "weights": (vertices, joints),
+    }
+
+
+def _check_model(file: Path, data: dict[str, np.ndarray]) -> None:
+    """Raises UserError unless the arrays are those of one body, standing, whose skeleton is a tree."""
+    vertices, joints = len(data["v_template"]), data["weights"].shape[-1]
+    shapes, faces, kintree = data["shapedirs"].shape[-1], data["f"], data["kintree_table"]
+    wanted = _shapes(vertices, joints, shapes) | {"f": (len(faces), 3)}
+    wrong = [key for key, shape in wanted.items() if data[key].shape != shape]
+    if wrong or joints < 24 or not shapes or not len(faces):
+        told = (
+            f" ({', '.join(wrong)})" if wrong else f": {joints} joints, {shapes} shapes, {len(faces)} faces"
+        )
+        raise UserError(f"{file} is no SMPL or SMPL-X model: its arrays do not fit together{told}.")
+    parents = kintree[0, 1:].astype(np.int64)
+    if not ((parents >= 0) & (parents < np.arange(1, joints))).all():
+        raise UserError(f"{file} is no SMPL or SMPL-X model: its joints (kintree_table) are no tree.")
+    if faces.dtype.kind == "f" or faces.min() < 0 or faces.max() >= vertices:
+        raise UserError(
+            f"{file} is no SMPL or SMPL-X model: its faces (f) are not of its {vertices} vertices."
+        )
+    for key, array in data.items():
+        if key not in ("f", "kintree_table") and not (np.abs(array) < MAX_NUMBER).all():
+            raise UserError(f"{file} is damaged: {key} holds numbers that are not finite, or very large.")
 
 
 def _skin(lbs, data: dict[str, np.ndarray], shape: np.ndarray, turns: Pose) -> tuple[np.ndarray, np.ndarray]:

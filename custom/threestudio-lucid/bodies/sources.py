@@ -77,9 +77,13 @@ def make_body(
     height = natural if height is None else height
     if kind == "file":
         return read_body(value, pose, height, up=up, front=front)
-    return smpl_body(
-        value, pose, height, kind=kind, shape=np.asarray(shape, float).reshape(-1), gender=gender
-    )
+    try:
+        betas = np.asarray(shape, float).reshape(-1)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"system.body.shape is {shape!r}; it must be a list of numbers such as [0.5, -1]."
+        ) from None
+    return smpl_body(value, pose, height, kind=kind, shape=betas, gender=gender)
 
 
 # What of `make_body` belongs to some kinds alone.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..damaged import DAMAGED, reading
 from ..errors import UserError
 
-# A file may not ask for more pixels than this (an 8k picture has half as many).
-MAX_PIXELS = 64_000_000
+# A picture is edited in a square; a file may not ask for a larger one. (A camera's of 24 megapixels fits.)
+MAX_SIDE = 6000
 FORMATS = ("PNG", "JPEG", "WEBP")  # others can start programs, as PostScript does
 BOX = "[left, top, right, bottom] in shares of width and height, such as [0.2, 0.5, 0.8, 1]"
 
@@ -28,27 +32,72 @@ def read_picture(path: str | Path, where: str = "data.image", under: int = 255) 
         under: grey that is seen where it is see-through, 0 to 255.
 
     Raises:
-        UserError: no such file, no picture, a damaged or a very large one.
+        UserError: no such file, no picture, a damaged or a very large one (before it is unpacked).
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"{where}: there is no file {path}.")
+    with _opened(path, where) as image:
+        # how many there are of each step of grey or colour that a see-through one is said in
+        steps = _STEPS.get(str(image.tile[0][3]) if image.tile else "", 1)
+        if "transparency" in image.info and steps != 1:
+            image.info["transparency"] = _scaled(image.info["transparency"], steps)
+        image.load()
+        with contextlib.suppress(*DAMAGED):  # damage to EXIF is none to the picture
+            image = ImageOps.exif_transpose(image)
+        pixels = torch.empty(image.height, image.width, 3)
+        for top in range(0, image.height, _ROWS):  # few at a time: steps on the way take four times as much
+            strip = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+            pixels[top : top + _ROWS] = _seen(strip, under)
+    return pixels
+
+
+_ROWS = 64
+# Pillow scales what is stored in other depths to bytes, but not which of it is see-through.
+_STEPS = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+
+
+def _scaled(value: Any, steps: float) -> Any:
+    return tuple(int(v * steps) for v in value) if isinstance(value, tuple) else int(value * steps)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, where: str) -> Iterator[Image.Image]:
+    """The picture, not unpacked yet, and of a size that may be."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(
-                    f"{where}: {path} has {width} x {height} pixels; at most {MAX_PIXELS:,} are read."
-                )
-            image = ImageOps.exif_transpose(image).convert("RGBA")
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: {path} is no picture. PNG, JPEG and WebP are read.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: {path} cannot be read as a picture ({error}). Is it damaged?") from None
+        with reading(f"{where}: {path}", "a picture", "Is it damaged?"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of sizes, and of metadata that nobody asks for
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if (side := max(width, height)) > MAX_SIDE:
+                    raise UserError(
+                        f"{where}: {path} has {width:,} x {height:,} pixels, which makes a square of "
+                        f"{side:,} x {side:,}; at most {MAX_SIDE:,} x {MAX_SIDE:,} are read. Make it smaller."
+                    )
+                yield image
+    except UserError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise UserError(f"{where}: {path} is no picture. PNG, JPEG and WebP are read.") from None
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise UserError(
+                f"{where}: {path} has too many pixels; at most {MAX_SIDE:,} x {MAX_SIDE:,} are read. Make it "
+                "smaller."
+            ) from None
+        raise
+
+
+def _seen(image: Image.Image, under: int) -> Tensor:
+    """[H, W, 3] in [0, 1] of an image of any mode, over a grey where it is see-through."""
+    if image.mode.startswith("I"):  # 16 bits of grey, of which Pillow would keep no more than 255
+        grey = np.asarray(image).astype(np.float32) / 65535.0
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[np.asarray(image) == clear] = under / 255.0
+        return torch.from_numpy(grey)[..., None].expand(-1, -1, 3)
+    image = image.convert("RGBA")
     behind = Image.new("RGBA", image.size, (under, under, under, 255))
     data = Image.alpha_composite(behind, image).convert("RGB")
     pixels = torch.frombuffer(bytearray(data.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).float() / 255.0
+    return pixels.view(image.height, image.width, 3) / 255.0
 
 
 def read_mask(image: str, box: Any, height: int, width: int) -> Tensor | None:
@@ -112,9 +161,11 @@ class Framing:
 
     def to_square(self, picture: Tensor, size: int) -> Tensor:
         """[H, W, C] -> [size, size, C]: its border goes on to a square, which is resized."""
-        rows = (torch.arange(self.side) - self.top).clamp(0, self.height - 1)
-        columns = (torch.arange(self.side) - self.left).clamp(0, self.width - 1)
-        square = picture.float()[rows.to(picture.device)][:, columns.to(picture.device)]
+        square = picture.float()
+        for dim, (first, n) in enumerate(((self.top, self.height), (self.left, self.width))):
+            if n < self.side:
+                places = (torch.arange(self.side, device=square.device) - first).clamp(0, n - 1)
+                square = square.index_select(dim, places)
         return _resized(square, size)
 
     def from_square(self, square: Tensor) -> Tensor:

@@ -6,8 +6,9 @@
 `where` is a .safetensors file, a folder that holds one, a hub id, or the name of a folder in PRIOR/lora.
 
 LoRA comes as diffusers saves it, as PEFT does (`adapter_model.safetensors` with `adapter_config.json`; for
-both models in subfolders unet and text_encoder), or as kohya's scripts do (lora_unet_..., lora_te_...). It is
-read by diffusers and merged into the weights, W + weight alpha / rank B A, so a step costs what it did.
+both models in subfolders unet and text_encoder), or as kohya's scripts and LyCORIS do (lora_unet_...,
+lora_te_...), see `lora_files`. It is merged into the weights, W + weight alpha / rank B A, so a step costs
+what it did. Words that are bundled in a LoRA's file come with it.
 
 Embeddings are diffusers' (`learned_embeds.safetensors`, the token is the key) or the web UI's (.pt, .bin:
 read without running code from them; the token is the name in the file, or the file's where it holds none).
@@ -27,12 +28,13 @@ from ..errors import UserError, check_range, closest
 from . import folder as files
 from .cards import Card, is_hub_id
 from .embeddings import PICKLED, read_embedding
-from .lora import PEFT_FILE, check_lora, with_settings
+from .lora_files import PEFT_FILE, check_lora, with_settings
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE)
 EMBEDDING_FILES = ("learned_embeds.safetensors", "learned_embeds.bin")
 LORA_KEYS = ("path", "weight", "trigger")
 EMBEDDING_KEYS = ("path", "token")
+MAX_WEIGHT = 1e6  # far beyond any use: what is larger is a slip
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,18 @@ class Lora:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A word of one or more vectors, and the file it is from."""
+    """A word of one or more vectors, and the file it is from; its name there where that is a LoRA's."""
 
     file: Path
     token: str
+    bundled: str = ""
+
+    @property
+    def another_name(self) -> str:
+        """What to do where its token is taken."""
+        if self.bundled:
+            return "It is bundled in a LoRA: save that without it, and the word in a file of its own."
+        return "Call it something else: embeddings={path: ..., token: another}."
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class Adapters:
             if embedding.token.lower() in card.vocabulary:
                 raise UserError(
                     f"{embedding.file}: the prior {card.name!r} knows the word {embedding.token!r} already. "
-                    "Call it something else: embeddings={path: ..., token: another}."
+                    f"{embedding.another_name}"
                 )
         return replace(card, vocabulary=(*card.vocabulary, *self.words))
 
@@ -119,8 +129,9 @@ def find_adapters(lora: Any, embeddings: Any, card: Card, *, where: str = "syste
     Raises:
         UserError: not of that form, a file is missing or damaged, or is no embedding.
     """
-    loras = [_lora(entry, card, f"{where}lora") for entry in _entries(lora, f"{where}lora", LORA_KEYS)]
-    found = [
+    both = [_lora(entry, card, f"{where}lora") for entry in _entries(lora, f"{where}lora", LORA_KEYS)]
+    loras, bundled = [lora for lora, _ in both], [word for _, words in both for word in words]
+    found = bundled + [
         _embedding(entry, card, f"{where}embeddings")
         for entry in _entries(embeddings, f"{where}embeddings", EMBEDDING_KEYS)
     ]
@@ -154,29 +165,37 @@ def _entries(value: Any, key: str, keys: Sequence[str]) -> list[dict[str, Any]]:
     return entries
 
 
-def _lora(entry: dict[str, Any], card: Card, key: str) -> Lora:
+def _lora(entry: dict[str, Any], card: Card, key: str) -> tuple[Lora, list[Embedding]]:
+    """A LoRA, and the words that are bundled with it."""
     weight = entry.get("weight", 1.0)
-    check_range(f"{key}: weight", weight)
+    check_range(f"{key}: weight", weight, -MAX_WEIGHT, MAX_WEIGHT)
     trigger = entry.get("trigger") or ()
     words = [trigger] if isinstance(trigger, str) else list(trigger)
     words = [part for word in words for part in re.findall(r"[^\s,]+", str(word))]
     path = _locate(str(entry["path"]), card, key)
     chosen = _lora_files(path, key)
-    for file in chosen:
-        check_lora(file, key)
-    return Lora(Path(str(entry["path"])).stem, chosen, float(weight), tuple(words))
+    bundled = [Embedding(file, token, token) for file in chosen for token in check_lora(file, key)]
+    for embedding in bundled:
+        read_embedding(embedding.file, embedding.bundled)
+        _check_token(embedding.token, embedding.file, key)
+    return Lora(Path(str(entry["path"])).stem, chosen, float(weight), tuple(words)), bundled
 
 
 def _embedding(entry: dict[str, Any], card: Card, key: str) -> Embedding:
     path = _locate(str(entry["path"]), card, key)
     file = _in_folder(path, EMBEDDING_FILES, (".safetensors", *PICKLED), key) if path.is_dir() else path
-    token = str(entry.get("token") or read_embedding(file)[0])
+    token = read_embedding(file)[0]
+    token = str(entry.get("token") or token)
+    _check_token(token, file, key)
+    return Embedding(file, token)
+
+
+def _check_token(token: str, file: Path, key: str) -> None:
     if not re.fullmatch(r"[^\s,]+", token):
         raise UserError(
             f"{key}: {file} calls its word {token!r}, but a token has neither spaces nor commas. "
             "Say another: {path: ..., token: ...}."
         )
-    return Embedding(file, token)
 
 
 def _locate(where: str, card: Card, key: str) -> Path:

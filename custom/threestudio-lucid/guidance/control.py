@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..damaged import DAMAGED
 from ..errors import UserError, check_choice, check_range, closest
 from . import folder as files
 from .cards import PRIORS_FOLDER, is_hub_id
@@ -278,7 +279,7 @@ def read_config(folder: Path) -> dict:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except DAMAGED:
         raise UserError(
             f"{folder} is no ControlNet in diffusers' format: its config.json is missing or damaged."
         ) from None
@@ -301,7 +302,10 @@ def check_fits(config: dict, prior: Prior, name: str) -> None:
             )
     if (channels := config.get("conditioning_channels", 3)) != 3:
         raise UserError(f"The ControlNet {name!r} reads pictures of {channels} channels; they have 3.")
-    steps = len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1
+    widths = config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)
+    if not isinstance(widths, Sequence):
+        raise UserError(f"The config of the ControlNet {name!r} is damaged. Copy or download it again.")
+    steps = len(widths) - 1
     reads = prior.card.latent_size * 2**steps
     if reads != prior.card.image_size:
         raise UserError(

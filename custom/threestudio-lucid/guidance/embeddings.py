@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..damaged import reading
 from ..errors import UserError
 from . import folder as files
+from .lora_files import read_bundled
 
 if TYPE_CHECKING:
     from .adapters import Embedding
@@ -20,23 +21,34 @@ PICKLED = (".pt", ".bin")
 MAX_PICKLE = 64 << 20  # bytes; an embedding of 75 vectors for SDXL has 0.6 MB
 
 
-def read_embedding(file: Path) -> tuple[str, Tensor]:
+def read_embedding(file: Path, bundled: str = "") -> tuple[str, Tensor]:
     """The token and its vectors [n, D] of a textual-inversion file.
+
+    Args:
+        bundled: the word's name, if the file is a LoRA's that has it in it.
 
     Raises:
         UserError: not a file of that kind, damaged, or for another model.
     """
-    content = _read_pickled(file) if file.suffix in PICKLED else _read_safe(file)
+    with reading(f"The embedding {file}", "plain tensors", "Use a .safetensors file, or download it again."):
+        if bundled:
+            return bundled, _understood(file, read_bundled(file, bundled))[1]
+        return _understood(file, _read_pickled(file) if file.suffix in PICKLED else _read_safe(file))
+
+
+def _understood(file: Path, content: Any) -> tuple[str, Tensor]:
+    """Token and vectors from what a file holds, see `read_embedding`."""
     if isinstance(content, Tensor):
         token, vectors = file.stem, content
-    elif isinstance(content, Mapping) and {"clip_l", "clip_g"} & set(content):
-        raise UserError(f"The embedding {file} is for SDXL (clip_l, clip_g); this needs one for SD 1 or 2.")
+    elif isinstance(content, Mapping) and "clip_g" in content:
+        raise UserError(f"The embedding {file} is for SDXL (clip_g); this needs one for SD 1 or 2.")
     elif isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):  # the web UI's
         token = content.get("name") or file.stem
         vectors = next(iter(content["string_to_param"].values()), None)
     elif isinstance(content, Mapping) and len(content) == 1:
         token, vectors = next(iter(content.items()))
-        token = file.stem if token in ("emb_params", "*") else token  # the web UI's in safetensors
+        # the web UI's in safetensors, and what those call it who know SDXL's
+        token = file.stem if token in ("emb_params", "*", "clip_l") else token
     else:
         token, vectors = "", None
     if not isinstance(vectors, Tensor) or vectors.ndim not in (1, 2) or not vectors.numel():
@@ -61,13 +73,25 @@ def _read_safe(file: Path) -> Any:
 def _read_pickled(file: Path) -> Any:
     if file.stat().st_size > MAX_PICKLE:
         raise UserError(f"The embedding {file} has {file.stat().st_size:,} bytes: that is none.")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(
-            f"The embedding {file} cannot be read as plain tensors: it is damaged, or holds code, which is "
-            "not run. Use a .safetensors file."
-        ) from error
+    with torch.serialization.safe_globals(list(_STAND_INS)):
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and isinstance(content.get("string_to_param"), _ParameterDict):
+        content["string_to_param"] = content["string_to_param"].parameters()
+    return content
+
+
+class _ParameterDict:
+    """In place of torch's, which old files keep their vectors in: holds what is stored, does nothing."""
+
+    def parameters(self) -> dict[str, Any]:
+        stored = vars(self)
+        return stored.get("_parameters") or {key: stored.get(key) for key in stored.get("_keys", ())}
+
+
+_STAND_INS = (
+    (_ParameterDict, "torch.nn.modules.container.ParameterDict"),
+    (set, "__builtin__.set"),
+)
 
 
 def add_words(tokenizer: Any, encoder: Any, embeddings: Iterable[Embedding], prior: str) -> None:
@@ -83,7 +107,7 @@ def add_words(tokenizer: Any, encoder: Any, embeddings: Iterable[Embedding], pri
 
     width = encoder.get_input_embeddings().weight.shape[1]
     for embedding in embeddings:
-        vectors = read_embedding(embedding.file)[1]
+        vectors = read_embedding(embedding.file, embedding.bundled)[1]
         if vectors.shape[1] != width:
             raise UserError(
                 f"The embedding {embedding.file} has vectors of width {vectors.shape[1]}, the text encoder "
@@ -96,7 +120,7 @@ def add_words(tokenizer: Any, encoder: Any, embeddings: Iterable[Embedding], pri
         except ValueError as error:
             raise UserError(
                 f"The embedding {embedding.file} cannot be called {embedding.token!r}: the prior {prior!r} "
-                "has that token. Call it something else: {path: ..., token: another}."
+                f"has that token. {embedding.another_name}"
             ) from error
     encoder.requires_grad_(False)
 

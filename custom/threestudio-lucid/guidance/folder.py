@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..damaged import DAMAGED, reason
 from ..errors import UserError
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -53,8 +54,8 @@ def _read_json(file: Path, folder: Path) -> dict:
         raise UserError(_missing(folder, file))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}. {_next_step(folder)}") from error
+    except DAMAGED as error:
+        raise UserError(f"{file} is damaged: {reason(error)}. {_next_step(folder)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it is not a JSON object. {_next_step(folder)}")
     return content
@@ -99,8 +100,14 @@ def _fetch_vae(repository: str) -> Path:
 
 
 def downscaling(vae_config: dict) -> int:
-    """Pixels per latent: each block of the autoencoder but one halves the picture."""
+    """Pixels per latent: each block of the autoencoder but one halves the picture.
+
+    Raises:
+        UserError: the config has no list of blocks.
+    """
     blocks = vae_config.get("block_out_channels") or vae_config.get("encoder_block_out_channels") or [0] * 4
+    if not isinstance(blocks, list):
+        raise UserError(f"The config of the autoencoder is damaged: its blocks are {str(blocks)[:40]!r}.")
     return 2 ** (len(blocks) - 1)
 
 
@@ -133,8 +140,8 @@ def weight_files(folder: Path, component: str) -> list[Path]:
     index = file.with_name(file.name + ".index.json")
     if not file.is_file() and index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            names = {str(n) for n in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except DAMAGED as error:
             raise UserError(f"{index} is damaged. {_next_step(folder)}") from error
         files = [file.with_name(Path(name).name) for name in sorted(names)]
     else:
@@ -152,15 +159,15 @@ def check_safetensors(file: Path, folder: Path, next_step: str | None = None) ->
         folder: the prior that the file belongs to.
         next_step: what to do about it; None: as is said of that prior.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(file, framework="pt"):
             pass
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED as error:
+        size = file.stat().st_size if file.exists() else 0
         raise UserError(
-            f"{file} is damaged or incomplete ({file.stat().st_size:,} bytes: {reason}). "
+            f"{file} is damaged or incomplete ({size:,} bytes: {reason(error)}). "
             f"{next_step or _next_step(folder)}"
         ) from error
 
@@ -190,10 +197,10 @@ def fetch(repository: str, *, weights: bool) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:160]
+        said = " ".join(str(error).split()).split(". ")[0][:160]
         raise UserError(
             f"The prior {repository!r} is no folder here, not in the hub's local cache, and cannot be "
-            f"fetched ({type(error).__name__}: {reason}). Check the name and the network, "
+            f"fetched ({type(error).__name__}: {said}). Check the name and the network, "
             f"fetch it on another machine with `hf download {repository}` and give the folder, or use the "
             "bundled one: system.guidance.prior=mini."
         ) from error

@@ -1,121 +1,28 @@
-"""LoRA, W + weight alpha / rank B A (Hu et al. 2021): files in three formats, merged into a model's weights.
+"""LoRA, W + weight alpha / rank B A (Hu et al. 2021), merged into a model's weights.
 
-diffusers' own (old and new), PEFT's, with `adapter_config.json` beside it, and kohya's scripts' are read by
-diffusers, which knows what they call the layers. Layers that a file has and the model has not are an error.
+Beside B A, files hold its relatives that are sums, too: a kernel between A and B (LyCORIS' CP), whole
+differences of weights and biases (LyCORIS' full and norm), biases and layers trained as they are (PEFT). See
+`lora_files` for the formats.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
-from . import folder as files
+from .lora_files import Layer, plain, read_lora
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-
     from .adapters import Lora
 
-PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-WHOLE_UNET = ("down_blocks.", "mid_block.", "up_blocks.")  # how its keys begin where no model is named
 
-
-def with_settings(chosen: Iterable[Path]) -> list[Path]:
-    """A LoRA's files, and the settings that PEFT keeps beside its own."""
-    found = []
-    for file in chosen:
-        settings = file.with_name(PEFT_SETTINGS)
-        found += [file, settings] if file.name == PEFT_FILE and settings.is_file() else [file]
-    return found
-
-
-def check_lora(file: Path, key: str) -> None:
-    """The file is safetensors, and its tensors are those of a LoRA that diffusers reads.
-
-    Raises:
-        UserError: says what the file is, as far as its keys tell.
-    """
-    from safetensors import safe_open
-
-    if file.suffix != ".safetensors":
-        raise UserError(
-            f"{key}: {file.name} is no .safetensors file; pickled LoRA is not loaded, for it can run code."
-        )
-    files.check_safetensors(file, file.parent, next_step="Copy or download it again.")
-    with safe_open(file, framework="pt") as content:
-        keys = list(content.keys())
-    for mark, kind in {
-        "dora_scale": "DoRA",
-        "lora_magnitude": "DoRA",
-        "hada_": "LoHa",
-        "lokr_": "LoKr",
-    }.items():
-        if any(mark in name for name in keys):
-            raise UserError(f"{key}: {file} is {kind}, which is not loaded here. Use a plain LoRA.")
-    if any("lora" in name.lower() for name in keys):
-        return
-    hint = ""
-    if any(name.startswith(("model.diffusion_model.", "first_stage_model.")) for name in keys):
-        hint = f" It is a whole checkpoint: system.guidance.prior={file}"
-    elif len(keys) <= 2:
-        hint = f" It may be an embedding: system.guidance.embeddings={file}"
-    raise UserError(f"{key}: {file} is no LoRA: none of its {len(keys)} tensors is one's ({keys[:1]}).{hint}")
-
-
-def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """A LoRA's tensors by diffusers' names, and the settings that were saved with it, if any.
-
-    Keys begin with the model, `unet.` or `text_encoder.`, in both. kohya's alphas are put into B, as
-    alpha / rank: diffusers 0.42 loses those of a text encoder when they differ.
-
-    Raises:
-        UserError: diffusers does not know its keys.
-    """
-    from diffusers import StableDiffusionPipeline
-
-    if (settings := file.with_name(PEFT_SETTINGS)).is_file() and file.name == PEFT_FILE:
-        return _read_peft(file, settings)
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        str(file.parent),
-        weight_name=file.name,
-        use_safetensors=True,
-        local_files_only=True,
-        return_lora_metadata=True,
-    )
-    if all(key.startswith(WHOLE_UNET) for key in state):  # saved from the UNet alone
-        state = {f"unet.{key}": value for key, value in state.items()}
-        metadata = metadata and {f"unet.{key}": value for key, value in metadata.items()}
-    for name, alpha in (alphas or {}).items():
-        module = name.removesuffix(".alpha")  # or, of attention, the whole name of A
-        down = module if module in state else f"{module}.lora.down.weight"
-        up = down.replace(".down.", ".up.")
-        state[up] = state[up].float() * (alpha / state[down].shape[0])
-    return state, metadata or None
-
-
-def _read_peft(file: Path, settings: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As PEFT saves one model's: keys that begin with base_model.model, settings beside it."""
-    from peft import LoraConfig
-    from safetensors.torch import load_file
-
-    state = {key.removeprefix("base_model.model."): value for key, value in load_file(file).items()}
-    model = "unet" if any(key.startswith(WHOLE_UNET) for key in state) else "text_encoder"
-    config = LoraConfig.from_peft_type(**json.loads(settings.read_text(encoding="utf-8"))).to_dict()
-    return (
-        {f"{model}.{key}": value for key, value in state.items()},
-        {f"{model}.{key}": value for key, value in config.items()},
-    )
-
-
-def merge_loras(model: Any, component: str, loras: Iterable[Lora], prior: str) -> None:
+@torch.no_grad()
+def merge_loras(model: nn.Module, component: str, loras: Iterable[Lora], prior: str) -> None:
     """Adds to the weights of a UNet or text encoder, in place, what each LoRA has for it.
 
     Args:
@@ -124,103 +31,182 @@ def merge_loras(model: Any, component: str, loras: Iterable[Lora], prior: str) -
         prior: its name, for messages.
 
     Raises:
-        UserError: a LoRA is for another base model, or has tensors for something that the model has not.
+        UserError: a LoRA is for another base model, has tensors for something that the model has not, or is
+            damaged.
     """
-    names, weights = [], []
+    names = layer_names(model)
     for lora in loras:
         for file in lora.files:
-            with _fitting(file, component, prior), warnings.catch_warnings():
-                # PEFT's, of a second adapter and of settings it does not know
-                warnings.simplefilter("ignore")
-                if _add(model, component, file, name := f"lora_{len(names)}"):
-                    names.append(name)
-                    weights.append(lora.weight)
-    if names:
-        _merge(model, names, weights)
+            try:
+                for layer in read_lora(file, component):
+                    _add(names, layer, lora.weight)
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(
+                    f"The LoRA {file} does not fit the {component} of the prior {prior!r}: {error}."
+                ) from error
 
 
-def _add(model: Any, component: str, file: Path, name: str) -> bool:
-    """One file's layers as an adapter of the model; False where it has none for it.
+def _add(names: dict[str, nn.Module], layer: Layer, weight: float) -> None:
+    """Adds one layer's change, times the weight.
 
-    By PEFT alone, which treats both models alike: what diffusers 0.42 makes of a text encoder's LoRA depends
-    on which of its layers are there.
+    Raises:
+        ValueError: the model has no such layer, or one of another size; numbers are not finite.
     """
-    from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-
-    state, metadata = read_lora(file)
-    if strange := [key for key in state if not key.startswith(("unet.", "text_encoder."))]:
-        raise ValueError(f"{strange[0]} belongs to no model of Stable Diffusion 1 or 2")
-    part = _as_peft(model, component, _of(component, state))
-    if not part:
-        return False
-    if not all(value.isfinite().all() for value in part.values()):
-        raise ValueError("the file is damaged: not all of its numbers are finite")
-    config = _config_of(part, _of(component, metadata or {}))
-    inject_adapter_in_model(config, model, adapter_name=name)
-    set_peft_model_state_dict(model, part, adapter_name=name)
-    loaded = get_peft_model_state_dict(model, adapter_name=name)
-    for key in part:
-        if key not in loaded:
-            raise ValueError(f"it changes {key.split('.lora')[0]}, which this model has not")
-    return True
-
-
-def _of(component: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to a model, without its name."""
-    start = f"{component}."
-    return {key.removeprefix(start): value for key, value in mapping.items() if key.startswith(start)}
+    module = names.get(plain(layer.name))
+    if module is None:
+        deep = re.search(r"transformer_blocks[._][1-9]", layer.name)
+        raise ValueError(f"it changes {layer.name}, which this model has not{', but SDXL' if deep else ''}")
+    for name, change in changes(layer, module):
+        parameter = getattr(module, name, None)
+        if parameter is None:
+            raise ValueError(f"it changes the {name} of {layer.name}, which has none in this model")
+        if not _same_but_for_ones(change.shape, parameter.shape):
+            raise ValueError(
+                f"it was made for another base model. Its {layer.name} has a {name} of "
+                f"{_size(change.shape)}, this model's is {_size(parameter.shape)}"
+            )
+        change = (weight * change).view_as(parameter)
+        if not change.isfinite().all():
+            raise ValueError(
+                f"the file is damaged, or its weight too large: not all numbers of {layer.name} are finite"
+            )
+        parameter += change.to(parameter.device)
 
 
-def _as_peft(model: Any, component: str, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one model under PEFT's names, by diffusers' own conversion."""
-    from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-    from diffusers.utils.state_dict_utils import StateDictType
+def changes(layer: Layer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What is added to a layer's parameters: their names and the differences, before the LoRA's weight.
 
-    if component == "unet":
-        return convert_unet_state_dict_to_peft(part)
-    part = convert_state_dict_to_peft(part, original_type=StateDictType.DIFFUSERS_OLD)
-    start = "text_model." if hasattr(model, "text_model") else ""  # flat in transformers 5
-    return {start + key.removeprefix("text_model."): value for key, value in part.items()}
+    Parts of a layer are, with r for the rank and [...] a kernel's size or nothing:
 
+        down, mid, up            A [r, in, ...], C [r, r, ...], B [out, r, 1...]: weight + scale B (C) A
+        down table, up table     A [r, rows], B [width, r] of an embedding: weight + scale (B A)^T
+        up bias                  [out], of B: bias + scale of it
+        weight added, bias added differences
+        weight, bias             new values
 
-def _config_of(part: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraConfig:
-    """Settings for the layers of a file: those saved with it, or the ranks they have and alpha the same."""
-    from peft import LoraConfig
-
-    ranks = {key.split(".lora_A.")[0]: value.shape[0] for key, value in part.items() if ".lora_A." in key}
-    if settings:
-        return LoraConfig(**{**settings, "target_modules": list(ranks)})
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{module}": rank for module, rank in ranks.items() if rank != usual}
-    return LoraConfig(
-        r=usual, lora_alpha=usual, target_modules=list(ranks), rank_pattern=others, alpha_pattern=dict(others)
-    )
-
-
-def _merge(model: Any, names: list[str], weights: list[float]) -> None:
-    """Adds adapters to the weights that they change, and takes them off."""
-    from diffusers.utils import recurse_remove_peft_layers, set_weights_and_activate_adapters
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    set_weights_and_activate_adapters(model, names, weights)
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge(adapter_names=names)
-    recurse_remove_peft_layers(model)
-    del model.peft_config
-    model.requires_grad_(False)
+    Raises:
+        ValueError: parts are missing or do not fit together.
+    """
+    parts = layer.parts
+    if "down" in parts or "up" in parts or "mid" in parts:
+        yield "weight", layer.scale * _product(layer, "down", "up")
+    if "down table" in parts or "up table" in parts:
+        yield "weight", layer.scale * _product(layer, "down table", "up table").T
+    if "up bias" in parts:
+        yield "bias", layer.scale * parts["up bias"]
+    for name in ("weight", "bias"):
+        if f"{name} added" in parts:
+            yield name, parts[f"{name} added"]
+        now = getattr(module, name, None)
+        if name in parts and now is not None:
+            new = parts[name]
+            yield name, new - now.to(new.device) if new.shape == now.shape else new
 
 
-@contextlib.contextmanager
-def _fitting(file: Path, component: str, prior: str) -> Iterator[None]:
-    """Turns what diffusers, transformers and PEFT raise about a LoRA that does not fit into one message."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError("LoRA needs the package peft: pip install peft") from error
-    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())[:240]
-        raise UserError(
-            f"The LoRA {file} does not fit the {component} of the prior {prior!r}: it was made for another "
-            f"base model, or is of a kind that diffusers does not load. ({reason})"
-        ) from error
+def _product(layer: Layer, down: str, up: str) -> Tensor:
+    """B A, or of CP B C A, with C's kernel: [out, in, ...].
+
+    Raises:
+        ValueError: one of them is missing, or their ranks differ.
+    """
+    if missing := [name for name in (down, up) if name not in layer.parts]:
+        raise ValueError(f"the file is damaged: {layer.name} lacks its {missing[0]} part")
+    a, b, c = layer.parts[down], layer.parts[up], layer.parts.get("mid")
+    if min(a.ndim, b.ndim) < 2 or b[0].numel() != len(a):
+        raise ValueError(
+            f"the file is damaged: the parts of {layer.name} are {_size(a.shape)} and {_size(b.shape)}, "
+            "which have no common rank"
+        )
+    b = b.flatten(1)
+    if c is None:
+        return torch.tensordot(b, a, dims=1)
+    if c.ndim < 3 or c.shape[:2] != (len(a), len(a)) or a[0, 0].numel() != 1:
+        raise ValueError(f"the file is damaged: the mid part of {layer.name} is {_size(c.shape)}")
+    return torch.einsum("op,pq...,qi->oi...", b, c, a.flatten(1))
+
+
+def _same_but_for_ones(shape: torch.Size, wanted: torch.Size) -> bool:
+    """A 1x1 convolution's weight is a linear layer's: base models differ in which of them they have."""
+    return _without_ones(shape) == _without_ones(wanted)
+
+
+def _without_ones(shape: torch.Size) -> list[int]:
+    """Without what a kernel of 1x1 has at the end."""
+    kernel = list(shape[2:])
+    return [*shape[:2], *kernel] if any(n != 1 for n in kernel) else list(shape[:2])
+
+
+def _size(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+# --- what files may call a model's layers -------------------------------------------------------------------
+
+
+def layer_names(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have weights, by all that files may call them, as `lora_files.plain` writes it."""
+    found = {}
+    blocks = _original_blocks(model)
+    for name, module in model.named_modules():
+        if getattr(module, "weight", None) is None:
+            continue
+        usual = plain(name)
+        others = [re.sub(r"_to_out_0$", "_to_out", usual)]  # diffusers before PEFT
+        if "self_attn" in usual:
+            others.append(re.sub(r"_(q|k|v|out)_proj$", r"_to_\1", usual))
+        others += [plain(_original_name(name, blocks))] if blocks else []
+        for other in (usual, *others):
+            found.setdefault(other, module)
+    return found
+
+
+# A UNet's layers in the first release of Stable Diffusion, whose names some trainers keep.
+_ORIGINAL_PARTS = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_ORIGINAL_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "conv_norm_out": "out.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
+
+
+def _original_blocks(model: Any) -> dict[str, str]:
+    """Blocks of a UNet, by their names, and what they were called first; empty for other models."""
+    layers = getattr(getattr(model, "config", None), "layers_per_block", None)
+    if not isinstance(layers, int) or not hasattr(model, "down_blocks"):
+        return {}
+    found = {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1"}
+    found |= {"mid_block.resnets.1": "middle_block.2"}
+    for side, first, each in (("down", 1, layers), ("up", 0, layers + 1)):
+        start = {"down": "input", "up": "output"}[side]
+        for b, block in enumerate(getattr(model, f"{side}_blocks")):
+            for i in range(each):
+                at = f"{start}_blocks.{first + b * (layers + 1) + i}"
+                found[f"{side}_blocks.{b}.resnets.{i}"] = f"{at}.0"
+                found[f"{side}_blocks.{b}.attentions.{i}"] = f"{at}.1"
+            if side == "down":
+                found[f"down_blocks.{b}.downsamplers.0.conv"] = f"input_blocks.{(b + 1) * (layers + 1)}.0.op"
+            else:  # in the block of the last layer, behind its attention
+                last = 2 if getattr(block, "attentions", None) else 1
+                found[f"up_blocks.{b}.upsamplers.0.conv"] = f"{at}.{last}.conv"
+    return found
+
+
+def _original_name(name: str, blocks: dict[str, str]) -> str:
+    if name in _ORIGINAL_ENDS or name in blocks:
+        return _ORIGINAL_ENDS.get(name) or blocks[name]
+    found = re.match(r"((?:(?:down|up)_blocks\.\d+|mid_block)\.(resnets|attentions)\.\d+)\.(.+)", name)
+    if not found or found[1] not in blocks:
+        return name
+    part = _ORIGINAL_PARTS.get(found[3], found[3]) if found[2] == "resnets" else found[3]
+    return f"{blocks[found[1]]}.{part}"

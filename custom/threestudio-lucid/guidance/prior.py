@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..damaged import DAMAGED, reason
 from ..errors import UserError, check_choice
 from . import folder as files
 from .adapters import NONE, Adapters
@@ -498,11 +499,11 @@ def loading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split()).split(" If you want")[0][:300]
+    except DAMAGED as error:
+        said = reason(error, 300).split(" If you want")[0]
         raise UserError(
             f"{path} cannot be loaded: what it holds does not fit its config, or a file is damaged. "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {said})"
         ) from error
 
 

@@ -38,7 +38,7 @@ def read_npz(path: str | Path) -> tuple[PointCloud, bool]:
     with reading(path, ".npz"), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         wanted = {*_POINTS, *_COLORS, *_NORMALS, *_CHANNELS} & members.keys()
-        arrays = {name: _read(path, archive, members[name]) for name in sorted(wanted)}
+        arrays = {name: read_array(path, archive, members[name]) for name in sorted(wanted)}
     name = next((name for name in _POINTS if name in arrays), None)
     if name is None:
         raise UserError(
@@ -68,8 +68,13 @@ def read_npz(path: str | Path) -> tuple[PointCloud, bool]:
     return cloud, name == "coords" and channels
 
 
-def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def read_array(
+    path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int = MAX_BYTES
+) -> np.ndarray:
     """One array, after its header has been found to promise no more than the archive holds.
+
+    Args:
+        most: bytes that are read.
 
     Raises:
         UserError: it is of objects, not numbers, too large, or damaged.
@@ -84,10 +89,10 @@ def _read(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nda
         if dtype.kind not in "iuf":
             raise UserError(f"{path}: {info.filename} holds {dtype}; numbers are expected.")
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if size > min(MAX_BYTES, info.file_size) or min(shape, default=0) < 0:
+        if size > min(most, info.file_size) or min(shape, default=0) < 0:
             raise UserError(
                 f"{path}: {info.filename} says it is {' x '.join(map(str, shape))} {dtype}; it has "
-                f"{info.file_size:,} bytes, and at most {MAX_BYTES:,} are read. Is it damaged?"
+                f"{info.file_size:,} bytes, and at most {most:,} are read. Is it damaged?"
             )
         data = file.read(size)
     if len(data) < size:
