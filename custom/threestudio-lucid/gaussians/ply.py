@@ -52,8 +52,8 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> Path:
     dtype = np.dtype([(name, "<f4") for name in layout(g.sh_degree)])
     rows = np.ascontiguousarray(table).view(dtype).reshape(n)
     ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
-    with atomic_path(path, durable=True) as temporary:
-        ply.write(temporary)
+    with atomic_path(path, durable=True) as temporary, open(temporary, "wb") as file:
+        ply.write(file)
     return Path(path)
 
 
