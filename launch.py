@@ -50,8 +50,14 @@ class Parser(argparse.ArgumentParser):
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """End with ``message`` on stderr."""
-    print(f"error: {message}", file=sys.stderr)
+    say(f"error: {message}")
     sys.exit(code)
+
+
+def say(message: str) -> None:
+    """Print to stderr, if that can be written to: it may be a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
 
 
 def configs() -> list[tuple[str, str]]:
@@ -173,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         with exit_on_signals():
             return run_host(*parse_arguments(argv))
     except KeyboardInterrupt as error:
-        print(getattr(error, "advice", "Stopped."), file=sys.stderr)
+        say(getattr(error, "advice", "Stopped."))
         return getattr(error, "exit_code", 130)
 
 
@@ -221,17 +227,34 @@ def run_host(args: argparse.Namespace, overrides: list[str]) -> int:
     )
     try:
         launcher.run(request)
+    except BrokenPipeError:
+        return 141  # as programs end whose output nobody reads any more
     except Exception as error:
         message = launcher.describe_error(error)
-        if message is not None:
-            if args.verbose:
-                traceback.print_exc()
-            print(f"error: {message}", file=sys.stderr)
-            return 2
-        traceback.print_exc()
-        return 1
+        if message is None or args.verbose:
+            say(traceback.format_exc().rstrip())
+        if message is None:
+            return 1
+        say(f"error: {message}")
+        return 2
     return 0
 
 
+def leave(code: Any) -> NoReturn:
+    """End with the exit code, or with 2 where what was printed cannot be written, as on a full disk."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
+                code = code or 2
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for Python flushes once more
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        exit_code = main()
+    except SystemExit as end:
+        exit_code = end.code
+    leave(exit_code)

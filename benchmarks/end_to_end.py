@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from threestudio_lucid.files import write_text
 from toybox import captions, page
 from toybox.grade import Grader, grade_asset
 
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     bars = {name: {part: row[f"{part}_s"] for part in PARTS} for name, row in rows.items()}
     chart = page.bar_chart(f"{options.config.name}, {options.prompt!r}", bars, "s")
-    page.write_page(options.out.with_suffix(".html"), page.page("Whole runs", [chart]))
+    write_text(options.out.with_suffix(".html"), page.page("Whole runs", [chart]))
     report.write({"config": options.config.name, "prompt": options.prompt, "runs": rows}, options.out)
 
 

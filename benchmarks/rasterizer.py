@@ -29,6 +29,7 @@ from torch import Tensor
 from benchmarks.report import FOLDER, print_machine, write
 from threestudio.utils.memory import keep_freed_memory
 from threestudio_lucid import simd
+from threestudio_lucid.files import write_text
 from threestudio_lucid.rasterizer import Render, cpu, kernels, rasterize, threads
 from toybox import page
 
@@ -291,7 +292,7 @@ def draw_curve(rows: list[dict], path: Path) -> None:
         for name in ("forward", "backward")
     }
     chart = page.line_chart("milliseconds, by millions of pairs", series, low=0.0)
-    page.write_page(path, page.page("The CPU rasterizer's cost", [chart]))
+    write_text(path, page.page("The CPU rasterizer's cost", [chart]))
 
 
 def print_tables(report: dict) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from threestudio_lucid.files import write_text
+
 FOLDER = Path("outputs/benchmarks")
 
 
@@ -53,6 +55,5 @@ def print_machine() -> None:
 
 def write(report: dict[str, Any], path: Path) -> None:
     """Write a report as JSON, with the machine it was measured on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **report}, indent=2) + "\n")
+    write_text(path, json.dumps({"machine": machine(), **report}, indent=2) + "\n")
     print(f"\nwritten: {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from threestudio_lucid.files import write_text
 from threestudio_lucid.guidance.cards import find_card
 
 # Stable Diffusion 2.1 base, as the configs in its repository have it
@@ -79,9 +79,8 @@ def sd21_shape(folder: Path) -> Path:
     shutil.copytree(Path(find_card("mini").path) / "tokenizer", folder / "tokenizer")
     _set_length(folder / "tokenizer/tokenizer_config.json", TEXT["max_position_embeddings"])
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    temporary = folder / f"card.yaml.{os.getpid()}"
-    temporary.write_text(yaml.safe_dump({"name": "sd21-shape", "path": "."}))
-    os.replace(temporary, folder / "card.yaml")  # last: it says that the folder is whole
+    card = yaml.safe_dump({"name": "sd21-shape", "path": "."})
+    write_text(folder / "card.yaml", card)  # last: it says that the folder is whole
     return folder
 
 

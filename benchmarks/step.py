@@ -31,6 +31,7 @@ import threestudio_lucid  # noqa: F401 - registers its modules
 from benchmarks import report
 from benchmarks.shapes import sd21_shape
 from threestudio.utils.config import load_config
+from threestudio_lucid.files import write_text
 from threestudio_lucid.recipe import find_recipe
 from toybox import page
 
@@ -250,7 +251,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     parts = {name: 1e3 * value for name, value in result["seconds"].items() if name != "step"}
     bars = {"step": parts, "floor": {"model calls": 1e3 * result["floor_seconds"]}}
     chart = page.bar_chart(f"A step with {result['prior']}", bars, "ms")
-    page.write_page(path, page.page("Where the time of a step goes", [chart]))
+    write_text(path, page.page("Where the time of a step goes", [chart]))
 
 
 def main(arguments: list[str] | None = None) -> None:

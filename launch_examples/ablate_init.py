@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from threestudio_lucid.errors import UserError
+from threestudio_lucid.files import write_text
 from threestudio_lucid.gaussians.ply import read_ply
 from threestudio_lucid.gaussians.surface import mesh_of
 from threestudio_lucid.points.meshes import sample_surface
@@ -160,7 +161,7 @@ def judge(arm: Arm, out: Path, grader: Grader) -> Result:
     else:
         surface = surface_of(trial)
         distance = None if surface is None else min(chamfer(surface, true) for true in true_surfaces(spec))
-        page.write_page(file, json.dumps({"chamfer": distance}))
+        write_text(file, json.dumps({"chamfer": distance}))
     return Result(arm, None, video, views, distance, trials.grade(views, spec, grader))
 
 
@@ -186,7 +187,7 @@ def write(path: Path, options: argparse.Namespace, results: Sequence[Result]) ->
         of_it = [result for result in results if result.arm.prompt == prompt]
         cards = [truth_card(prompt, options.out, of_it), *(card_of(result) for result in of_it)]
         body.append('<div class="row">' + "".join(cards) + "</div>")
-    page.write_page(path, page.page("What training starts from", body))
+    write_text(path, page.page("What training starts from", body))
 
 
 def summary(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:

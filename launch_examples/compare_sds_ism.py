@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from threestudio_lucid.files import write_text
 from toybox import captions, page, runs, trials
 from toybox.grade import Grader
 from toybox.measures import detail, object_mask, saturation
@@ -181,7 +182,7 @@ def write(path: Path, options: argparse.Namespace, results: Sequence[Result], tr
                 cards.insert(0, card("the true object", truth.video, truth.views, "what the prompt asks for"))
             body.append('<div class="row">' + "".join(cards) + "</div>")
         body.append(charts_of(representation, of_it))
-    page.write_page(path, page.page(f"SDS and ISM: {options.prompt}", body))
+    write_text(path, page.page(f"SDS and ISM: {options.prompt}", body))
 
 
 def table_of(results: Sequence[Result], truth: Truth | None) -> tuple[list[str], list[list[str]]]:

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from threestudio_lucid.files import write_text
 from toybox import captions, page, runs, trials
 from toybox.grade import Grader, direction_or_none
 from toybox.objects import OBJECTS
@@ -182,7 +183,7 @@ def write(
     for prompt in dict.fromkeys(result.arm.prompt for result in results):
         cards = [card_of(result) for result in results if result.arm.prompt == prompt]
         body += [f"<h2>{html.escape(prompt)}</h2>", '<div class="row">' + "".join(cards) + "</div>"]
-    page.write_page(path, page.page("How many faces?", body))
+    write_text(path, page.page("How many faces?", body))
 
 
 def summary(results: Sequence[Result], truth: dict[str, Faces]) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,6 @@ are there is complete.
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from toybox import parallel, sdf
 from toybox.captions import COLORS, caption
+from toybox.dataset import save_array
 from toybox.objects import OBJECTS, POSES
 from toybox.progress import Progress
 
@@ -108,18 +108,11 @@ def _make(job: tuple[Path, str, int]) -> None:
     cache, name, number = job
     xyz, rgb, things = make_shard(name, number)
     for kind, array in (("things", things), ("colors", rgb), ("points", xyz)):
-        _save(_path(cache, name, number, kind), array)
+        save_array(_path(cache, name, number, kind), array)
 
 
 def _path(cache: Path, name: str, number: int, kind: str) -> Path:
     return cache / f"{name.replace(' ', '_')}-{number:04d}.{kind}.npy"
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)

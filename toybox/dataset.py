@@ -16,12 +16,13 @@ shards.
 from __future__ import annotations
 
 import argparse
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from threestudio_lucid.files import atomic_path
 
 IMAGE_SIZE = 128
 SHARD_SIZE = 120  # pictures: 7.5 MiB, a few seconds of work
@@ -134,11 +135,9 @@ def render_shard(
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """`np.save` under a temporary name, then rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
+    """`np.save`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
 
 
 def _make_shard(job: tuple[str, int, str]) -> str:

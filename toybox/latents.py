@@ -10,7 +10,6 @@ so that another autoencoder never meets latents that are not its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 
-from toybox.dataset import composite, random_backgrounds
+from toybox.dataset import composite, random_backgrounds, save_array
 from toybox.progress import Progress
 
 COPIES = 2  # backgrounds per picture
@@ -74,10 +73,7 @@ def encode_all(
         for done, name in enumerate(missing, start=1):
             rgba = np.load(cache / f"{name}.images.npy", mmap_mode="r")
             z = encode_shard(vae, rgba, copies, [zlib.crc32(name.encode()), 1])
-            temporary = folder / f"{name}.{os.getpid()}.tmp"
-            with open(temporary, "wb") as file:
-                np.save(file, z)
-            os.replace(temporary, folder / f"{name}.npy")
+            save_array(folder / f"{name}.npy", z)
             progress.update(done, shards=done)
             if deadline is not None and deadline():
                 break

@@ -6,13 +6,14 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import imageio.v2 as imageio
 import numpy as np
 from PIL import Image
+
+from threestudio_lucid.files import atomic_path
 
 COLORS = ("#c2410c", "#7c3aed", "#0369a1", "#15803d", "#be185d", "#a16207", "#0f766e", "#4b5563")
 
@@ -50,12 +51,10 @@ def picture_uri(picture: np.ndarray, quality: int = 88) -> str:
 def write_video(path: Path, frames: np.ndarray, fps: int = 30) -> None:
     """Write frames [N, H, W, 3] in [0, 1] as MP4 (H.264, which browsers play), whole or not at all."""
     height, width = (side - side % 2 for side in frames.shape[1:3])  # H.264 wants even sides
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(temporary, format="FFMPEG", fps=fps, macro_block_size=1, quality=7) as video:
+    options = {"format": "FFMPEG", "fps": fps, "macro_block_size": 1, "quality": 7}
+    with atomic_path(path) as temporary, imageio.get_writer(temporary, **options) as video:
         for frame in frames:
             video.append_data(np.uint8(frame[:height, :width].clip(0, 1) * 255 + 0.5))
-    os.replace(temporary, path)
 
 
 def video_uri(path: Path) -> str:
@@ -173,11 +172,3 @@ def page(title: str, body: Sequence[str]) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body>\n<h1>{html.escape(title)}</h1>\n{inner}\n</body></html>\n"
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from threestudio_lucid.files import atomic_path
 
 
 def write_sheet(path: Path, images: torch.Tensor, columns: int, gap: int = 2) -> None:
@@ -19,7 +20,5 @@ def write_sheet(path: Path, images: torch.Tensor, columns: int, gap: int = 2) ->
     for i, image in enumerate(images):
         top, left = i // columns * (h + gap), i % columns * (w + gap)
         canvas[top : top + h, left : left + w] = (image.permute(1, 2, 0).numpy() * 255 + 0.5).astype(np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.png")
-    Image.fromarray(canvas).save(temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        Image.fromarray(canvas).save(temporary)

@@ -64,11 +64,15 @@ def read_square(path: Path) -> np.ndarray:
 
 
 def latest(path: Path, kind: str) -> Path | None:
-    """The folder `itSTEP-KIND` of the latest step anywhere under `path`, None if none holds pictures."""
-    folders = [
-        folder for folder in path.rglob(f"it*-{kind}") if folder.is_dir() and any(folder.glob("*.png"))
-    ]
-    return max(folders, key=lambda f: (int(re.sub(r"\D", "", f.name) or 0), f.stat().st_mtime), default=None)
+    """The folder `itSTEP-KIND` of the latest step of a run, None if none holds pictures.
+
+    Args:
+        path: the run's folder, or its `save`.
+    """
+    save = path / "save" if (path / "save").is_dir() else path
+    steps = [(re.fullmatch(rf"it(\d+)-{kind}", folder.name), folder) for folder in save.glob(f"it*-{kind}")]
+    found = [(int(match[1]), folder) for match, folder in steps if match and any(folder.glob("*.png"))]
+    return max(found)[1] if found else None
 
 
 def frames(folder: Path) -> list[Path]:
@@ -82,7 +86,7 @@ def turntable(trial: Path) -> np.ndarray:
     Raises:
         FileNotFoundError: there are none.
     """
-    folder = latest(trial / "save", "test")
+    folder = latest(trial, "test")
     if folder is None:
         raise FileNotFoundError(f"no test views in {trial / 'save'}")
     return np.stack([read_square(path) for path in frames(folder)])

@@ -20,7 +20,6 @@ import toybox.threads  # noqa: F401 - before torch
 
 # isort: split
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from threestudio_lucid.files import atomic_path
 from toybox import captions, pattern
 from toybox.cameras import DISTANCE, FOVY, orbit
 from toybox.dataset import composite, random_backgrounds, render_shard
@@ -159,14 +159,13 @@ class Pupil(nn.Module):
 
     def save(self, folder: Path) -> int:
         """Write both files in float16, in diffusers' formats; returns their bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.unet, adapter_name="default")
         layers = {name: value.half().contiguous() for name, value in state.items()}
-        part = f"{os.getpid()}.part.safetensors"
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=part)
-        os.replace(folder / part, folder / LORA_FILE)
-        save_file({self.trigger: self.vector.detach().half()[None].contiguous()}, folder / part)
-        os.replace(folder / part, folder / VECTOR_FILE)
+        with atomic_path(folder / LORA_FILE) as part:
+            name = Path(part).name
+            StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=name)
+        with atomic_path(folder / VECTOR_FILE) as part:
+            save_file({self.trigger: self.vector.detach().half()[None].contiguous()}, part)
         return sum((folder / name).stat().st_size for name in (LORA_FILE, VECTOR_FILE))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from threestudio_lucid.files import atomic_path
 from threestudio_lucid.guidance.prior import has_amx
 from toybox import parallel
 from toybox.progress import Progress
@@ -30,11 +30,9 @@ class Stopped(SystemExit):
 
 
 def save_atomically(path: Path, value: Any) -> None:
-    """`torch.save` under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(value, temporary)
-    os.replace(temporary, path)
+    """`torch.save`, whole or not at all."""
+    with atomic_path(path, durable=True) as temporary:
+        torch.save(value, temporary)
 
 
 class Ema:

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from threestudio_lucid.errors import UserError
+from threestudio_lucid.files import write_text
 from toybox import captions, page, runs
 from toybox.grade import Grade, Grader, direction_or_none, score
 
@@ -32,7 +34,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     """Exit with what a script's `main` returns; 2 and one line for a user's mistake, 130 for Ctrl-C."""
     try:
         sys.exit(main())
-    except (Mistake, FileNotFoundError) as error:
+    except (Mistake, UserError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -103,7 +105,7 @@ def train(name: str, out: Path, command: Callable[[], Sequence[str]]) -> str | N
     if process.returncode != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
         return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no output"
-    done.write_text(json.dumps({"seconds": round(time.monotonic() - start, 1)}))
+    write_text(done, json.dumps({"seconds": round(time.monotonic() - start, 1)}))
     return None
 
 
@@ -115,7 +117,7 @@ def remember_settings(out: Path, settings: Mapping[str, Any]) -> None:
     """
     file = out / "settings.json"
     if not file.exists():
-        page.write_page(file, json.dumps(settings, ensure_ascii=False))
+        write_text(file, json.dumps(settings, ensure_ascii=False))
     elif (before := json.loads(file.read_text(encoding="utf-8"))) != settings:
         raise Mistake(f"{out} holds arms made with {before}: choose another --out.")
 

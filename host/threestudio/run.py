@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import logging
 import os
@@ -20,11 +21,10 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import threestudio
-from threestudio.extensions import load_extensions
+from threestudio.extensions import find_extensions, load_extensions
 from threestudio.kinds import ROLES, unknown_name
 from threestudio.systems.base import BaseSystem
 from threestudio.utils import folder as folders
@@ -46,11 +46,18 @@ from threestudio.utils.errors import (
     did_you_mean,
     is_user_error,
 )
+from threestudio.utils.files import reason
+from threestudio.utils.loggers import MetricsTable, TensorBoardEvents
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
 from threestudio.utils.overrides import escaped
 from threestudio.utils.stopping import Stopped, Stopping
 
 STAGES = ("train", "validate", "test", "export")
+MACHINE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+)
+"""Of an OSError: nobody's bug, wherever it strikes."""
 
 
 @dataclass
@@ -114,7 +121,11 @@ def _run(request: Request, stopping: Stopping) -> None:
     seed = cfg.seed + get_rank()
     pl.seed_everything(seed, workers=True, verbose=False)
     training = request.stage == "train"
-    with folders.claimed(cfg, place, training) as folder, _naming_the_key(cfg, request.config):
+    with (
+        _naming_what_is_safe(cfg),
+        folders.claimed(cfg, place, training) as folder,
+        _naming_the_key(cfg, request.config),
+    ):
         datamodule = threestudio.find(cfg.data_type)(cfg.data)
         system: BaseSystem = threestudio.find(cfg.system_type)(cfg.system, resumed=cfg.resume is not None)
         callbacks: list[Any] = [_Started(folder), _SaveFolder(cfg.trial_dir), SeedEveryStep(seed)]
@@ -263,7 +274,12 @@ def _training_callbacks(request: Request, cfg: ExperimentConfig, step: int, stop
         _KeepEarlier(cfg, step, checkpoints),
         checkpoints,
         LearningRateMonitor(logging_interval="step"),
-        CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
+        CodeSnapshotCallback(
+            os.path.join(cfg.trial_dir, "code"),
+            use_version=False,
+            extensions=find_extensions(request.custom_folders),
+            but_not=str(cfg.exp_root_dir),
+        ),
         ConfigSnapshotCallback(
             request.config,
             folders.to_save(cfg),
@@ -286,9 +302,9 @@ class _KeepEarlier(pl.Callback):
 
 
 def _loggers(cfg: ExperimentConfig, system: BaseSystem) -> list[Any]:
-    loggers: list[Any] = [CSVLogger(cfg.trial_dir, name="csv_logs"), *system.get_loggers()]
+    loggers: list[Any] = [MetricsTable(cfg.trial_dir, name="csv_logs"), *system.get_loggers()]
     try:
-        loggers.insert(0, TensorBoardLogger(cfg.trial_dir, name="tb_logs"))
+        loggers.insert(0, TensorBoardEvents(cfg.trial_dir, name="tb_logs"))
     except ModuleNotFoundError:
         threestudio.warn("No TensorBoard logs: pip install tensorboard.")
     return loggers
@@ -407,6 +423,21 @@ def _from_lightning(pathname: str) -> bool:
 
 
 @contextlib.contextmanager
+def _naming_what_is_safe(cfg: ExperimentConfig) -> Iterator[None]:
+    """A run that ends because a file cannot be written says what helps, and from where it can go on."""
+    try:
+        yield
+    except Exception as error:
+        failure = _failure_of_the_machine(error)
+        checkpoint = Path(cfg.trial_dir, "ckpts", "last.ckpt")
+        if failure is not None and Path(failure.filename or "").is_relative_to(cfg.trial_dir):
+            error.add_note("exp_root_dir=FOLDER writes elsewhere.")
+        if failure is not None and checkpoint.is_file():
+            error.add_note(f"What was written before is whole: resume={checkpoint} goes on from there.")
+        raise
+
+
+@contextlib.contextmanager
 def _naming_the_key(cfg: ExperimentConfig, file: str) -> Iterator[None]:
     """An unknown registered name is told with the key that holds it, and with what would fit there."""
     try:
@@ -443,8 +474,26 @@ def _explain_access(error: Any) -> str | None:
 
 
 def describe_error(error: BaseException) -> str | None:
-    """The one message of a user's mistake; None for everything else."""
-    return str(error) if is_user_error(error) else None
+    """The one message of a user's mistake, or of a disk's that is full, say; None for everything else."""
+    failure = error if is_user_error(error) else _failure_of_the_machine(error)
+    if failure is None:
+        return None
+    if is_user_error(failure):
+        message = str(failure)
+    else:
+        name = failure.filename2 or failure.filename or "a log, or what is printed"
+        message = f"{name}: {reason(failure)}."
+    return " ".join([message, *getattr(error, "__notes__", ())])
+
+
+def _failure_of_the_machine(error: BaseException | None) -> Any:
+    """The OSError behind an exception that a full disk, missing rights and the like are; None without."""
+    while error is not None:
+        told = is_user_error(error) and getattr(error, "errno", None) is not None
+        if isinstance(error, OSError) and (told or error.errno in MACHINE_ERRORS):
+            return error
+        error = error.__cause__
+    return None
 
 
 __all__ = ["STAGES", "Request", "UserError", "describe_error", "run"]

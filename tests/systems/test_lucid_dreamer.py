@@ -163,6 +163,37 @@ def test_test_and_export_from_a_checkpoint(finished, tmp_path, capsys):
     assert (trial / "save/it12-0.png").exists()
 
 
+@pytest.mark.parametrize("broken", ["test_step", "save_img_sequence", "_save_sheet"])
+def test_the_asset_is_written_before_what_is_drawn_of_it(finished, tmp_path, monkeypatch, broken):
+    def fails(*args, **kwargs):
+        raise RuntimeError("a bug in what is drawn")
+
+    monkeypatch.setattr(threestudio.find("lucid-dreamer-system"), broken, fails)
+    with pytest.raises(RuntimeError, match="a bug in what"):
+        launch(toy_config(tmp_path), tmp_path)
+    assert results(tmp_path / "toy/run") == results(finished)
+
+
+def test_an_export_comes_before_its_film(finished, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("a bug in the film")
+
+    monkeypatch.setattr(threestudio.find("lucid-dreamer-system"), "save_img_sequence", fails)
+    config = toy_config(tmp_path)
+    config["system"]["exporter"] = {"save_video": True}
+    with pytest.raises(RuntimeError, match="a bug in the film"):
+        launch(config, tmp_path, f"resume={finished / 'ckpts/last.ckpt'}", stage="export")
+    assert (tmp_path / "toy/run/save/it12-export/asset.ply").read_bytes() == results(finished)[0]
+
+
+def test_a_prompt_of_two_lines(tmp_path):
+    config = toy_config(tmp_path)
+    config["system"]["prompt_processor"]["prompt"] = "a red\nball\n"
+    config["trainer"]["max_steps"] = 1
+    trial = launch(config, tmp_path)
+    assert (trial / "save/it1-views.png").exists() and (trial / "save/it1.ply").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

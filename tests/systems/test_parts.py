@@ -79,6 +79,15 @@ def test_record_survives_a_checkpoint():
     }
 
 
+@pytest.mark.parametrize(
+    "title",
+    ["a mug\nblue", "a\r\n mug\u2028", "\n", "\x00\x1b[31m", "\ud800 mug", "☕ 日本", "long " * 10**5, ""],
+)
+def test_contact_sheet_takes_any_title(title):
+    sheet = contact_sheet(torch.rand(2, 40, 40, 3), ["front", "back"], title)
+    assert sheet.shape == contact_sheet(torch.rand(2, 40, 40, 3), ["front", "back"], title and "mug").shape
+
+
 def test_contact_sheet_shows_every_view_unchanged():
     views = torch.rand(8, 40, 40, 3)
     sheet = contact_sheet(

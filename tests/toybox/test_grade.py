@@ -200,6 +200,21 @@ def test_the_views_of_a_run_are_found(tmp_path):
         find_views(tmp_path / "nowhere")
 
 
+def test_only_this_runs_views_are_found(tmp_path):
+    """Not those of a run that lies in its folder, nor those of the runs in a folder of runs."""
+    for run, step in (("runs/one", 600), ("runs/one/code/outputs/two", 900)):
+        for kind in ("views", "test"):
+            folder = tmp_path / run / "save" / f"it{step}-{kind}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(folder / "0.png")
+        (tmp_path / run / "configs").mkdir()
+        (tmp_path / run / "configs" / "parsed.yaml").touch()
+    (tmp_path / "runs/one/save/it950-views").mkdir()  # empty: its run was stopped
+    assert find_views(tmp_path / "runs/one")[0].path == tmp_path / "runs/one/save/it600-views/0.png"
+    with pytest.raises(FileNotFoundError, match=r"runs there: .*runs/one"):
+        find_views(tmp_path / "runs")
+
+
 def test_without_views_frames_of_the_turntable_stand_for_them(tmp_path):
     folder = tmp_path / "save" / "it600-test"
     folder.mkdir(parents=True)

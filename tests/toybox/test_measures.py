@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from threestudio_lucid.files import write_text
 from toybox import captions, page, runs
 from toybox.measures import BLUR, detail, object_mask, saturation
 from toybox.truth import true_views
@@ -84,7 +85,7 @@ def test_pages_hold_their_pictures(tmp_path):
     assert uri.startswith("data:image/jpeg;base64,/9j/")
     page.write_video(tmp_path / "a.mp4", np.random.default_rng(0).random((3, 33, 32, 3)))
     assert page.video_uri(tmp_path / "a.mp4").startswith("data:video/mp4;base64,")
-    page.write_page(tmp_path / "a.html", page.page("<title>", [page.table(["x"], [["1 < 2"]])]))
+    write_text(tmp_path / "a.html", page.page("<title>", [page.table(["x"], [["1 < 2"]])]))
     text = (tmp_path / "a.html").read_text()
     assert "&lt;title&gt;" in text and "<td>1 &lt; 2</td>" in text
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.html", "a.mp4"]

@@ -63,8 +63,15 @@ def find_views(path: Path) -> list[View]:
     if not path.is_dir() or not _named_views(path):
         raise FileNotFoundError(
             f"no pictures at {path}: expected a run's folder, a folder of PNG files or a PNG file"
+            f"{_runs_in(path)}"
         )
     return _named_views(path)
+
+
+def _runs_in(path: Path) -> str:
+    """The runs in a folder of runs, for a message."""
+    found = sorted(str(file.parents[1]) for file in path.glob("**/configs/parsed.yaml"))
+    return f"; runs there: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
 
 
 def _named_views(folder: Path) -> list[View]:

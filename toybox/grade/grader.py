@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from threestudio_lucid.files import atomic_path, write_text
 from toybox.classifier import Classifier, to_input
 from toybox.objects import OBJECTS
 
@@ -65,14 +65,11 @@ class Grader:
 
     def save(self, folder: Path = WEIGHTS) -> None:
         """Write float16 weights and their description."""
-        folder.mkdir(parents=True, exist_ok=True)
         half = {k: v.half() if v.is_floating_point() else v for k, v in self.model.state_dict().items()}
-        temporary = folder / f"grader.{os.getpid()}.tmp"
-        save_file({k: v.contiguous() for k, v in half.items()}, temporary)
-        os.replace(temporary, folder / "grader.safetensors")
+        with atomic_path(folder / "grader.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in half.items()}, temporary)
         description = {"labels": self.labels, "held_out": self.report}
-        temporary.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(temporary, folder / "grader.json")
+        write_text(folder / "grader.json", json.dumps(description, indent=1) + "\n")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Grade]:

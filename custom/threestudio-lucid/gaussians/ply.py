@@ -11,8 +11,6 @@ Raw values: opacity is a logit, scale a logarithm, rot a quaternion wxyz, normal
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from plyfile import PlyData, PlyElement
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import atomic_path
 from ..guidance.cards import announce
 from ..points.files import columns, read_vertices
 from ..points.limits import MAX_COORDINATE, check_coordinates
@@ -40,7 +39,11 @@ def layout(sh_degree: int) -> list[str]:
 
 
 def write_ply(path: str | Path, gaussians: Gaussians) -> Path:
-    """Writes Gaussians; the file appears under its name only when it is complete. Returns the path."""
+    """Writes Gaussians; the file appears under its name only when it is complete. Returns the path.
+
+    Raises:
+        OutputError: it cannot be written; a file of that name stays as it was.
+    """
     g = gaussians
     n, rest = len(g), g.sh_rest.transpose(1, 2).flatten(1)
     columns = [g.means, torch.zeros_like(g.means), g.sh_dc[:, 0], rest]
@@ -48,7 +51,10 @@ def write_ply(path: str | Path, gaussians: Gaussians) -> Path:
     table = torch.cat([c.detach().cpu().float() for c in columns], dim=1).numpy()
     dtype = np.dtype([(name, "<f4") for name in layout(g.sh_degree)])
     rows = np.ascontiguousarray(table).view(dtype).reshape(n)
-    return _write_atomically(path, PlyData([PlyElement.describe(rows, "vertex")], byte_order="<"))
+    ply = PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
+    with atomic_path(path, durable=True) as temporary, open(temporary, "wb") as file:
+        ply.write(file)
+    return Path(path)
 
 
 def read_ply(path: str | Path) -> Gaussians:
@@ -134,18 +140,3 @@ def _unit_where_extreme(quats: Tensor) -> Tensor:
     length = quats.double().norm(dim=1, keepdim=True)
     extreme = (length < 1e-9) | (length > 1e9)
     return torch.where(extreme, (quats.double() / length).float(), quats)
-
-
-def _write_atomically(path: str | Path, ply: PlyData) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            ply.write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path

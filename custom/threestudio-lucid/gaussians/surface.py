@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import atomic_path
 from ..points.colors import srgb_to_linear
 from .cloud import Gaussians
 from .volume import Volume, bounds_of, depth_inside, fill
@@ -146,6 +147,7 @@ def write_mesh(path: str | Path, mesh: ColoredMesh) -> Path:
 
     Raises:
         UserError: trimesh is not installed.
+        OutputError: the file cannot be written.
     """
     path = Path(path)
     vertices, colors = mesh.vertices, mesh.colors
@@ -155,8 +157,8 @@ def write_mesh(path: str | Path, mesh: ColoredMesh) -> Path:
     out = _trimesh().Trimesh(
         vertices, mesh.triangles, vertex_colors=np.uint8(255 * colors + 0.5), process=False
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    out.export(path)
+    with atomic_path(path, durable=True) as temporary:
+        out.export(temporary)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import threestudio
 from threestudio.utils.base import BaseObject
 
 from ..errors import UserError, check_choice, check_range
+from ..files import OutputError, atomic_path
 from ..guidance.adapters import NONE, Adapters, find_adapters, without_words
 from ..guidance.cards import find_card
 from ..guidance.combine import Conditioning
@@ -359,13 +359,11 @@ def read_embedding(file: Path) -> Tensor | None:
 
 
 def write_embedding(file: Path, embedding: Tensor) -> None:
-    """Under a name of its own first, so that nobody reads half a file; an unwritable cache is no error."""
+    """Whole or not at all; a cache that cannot be written is no error."""
     from safetensors.torch import save
 
-    part = file.with_suffix(f".{os.getpid()}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save({"embedding": embedding.contiguous()}))
-        part.replace(file)
-    except OSError as error:
-        threestudio.warn(f"Text embeddings are not kept: {file.parent} cannot be written ({error}).")
+        with atomic_path(file) as temporary:
+            Path(temporary).write_bytes(save({"embedding": embedding.contiguous()}))
+    except OutputError as error:
+        threestudio.warn(f"Text embeddings are not kept: {error}")

@@ -379,16 +379,22 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         folder = Path(self.get_save_dir()) / f"it{self.true_global_step}-export"
         self._files |= {f"export {path.name}": str(path) for path in sorted(folder.iterdir())}
 
-    def on_test_epoch_end(self) -> None:
+    def on_test_epoch_start(self) -> None:
         self._files.clear()  # views of validation were for watching the training
+        self._save_asset(self.true_global_step)
+
+    def _save_asset(self, step: int) -> None:
+        """What the training was for: written before anything that is drawn of it."""
+        self._files["asset"] = str(write_ply(self.get_save_path(f"it{step}.ply"), self.geometry.gaussians))
+        self._files["metrics"] = self.save_json(f"it{step}-metrics.json", self.metrics())
+
+    def on_test_epoch_end(self) -> None:
         step = self.true_global_step
         name = f"it{step}-test"
         self._files["turntable"] = self.save_img_sequence(
             name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=step
         )
         self._files["views"] = self._save_sheet(step)
-        self._files["asset"] = str(write_ply(self.get_save_path(f"it{step}.ply"), self.geometry.gaussians))
-        self._files["metrics"] = self.save_json(f"it{step}-metrics.json", self.metrics())
 
     @torch.no_grad()
     def _save_sheet(self, step: int) -> str:

@@ -139,11 +139,6 @@ class LucidPictureEditSystem(BaseSystem):
         step, picture, edited = self.true_global_step, batch["picture"], self.edited(batch)
         self._files["edited"] = self.save_rgb_image(f"it{step}-edited.png", edited)
         self._files["before"] = self.save_rgb_image(f"it{step}-before.png", picture)
-        change = 1.0 - (edited - picture).abs()
-        sheet = contact_sheet(
-            _shown(picture, edited, change), ["before", "after", "difference"], self._title()
-        )
-        self._files["before and after"] = self.save_image(f"it{step}-edit.png", sheet)
         metrics = {
             "source_prompt": str(self.cfg.prompt_processor.get("source_prompt", "")),
             "prompt": str(self.cfg.prompt_processor.get("prompt", "")),
@@ -154,6 +149,11 @@ class LucidPictureEditSystem(BaseSystem):
             "changed_pixels": float(((edited - picture).abs().amax(dim=-1) > 0.1).float().mean()),
         }
         self._files["metrics"] = self.save_json(f"it{step}-metrics.json", metrics)
+        change = 1.0 - (edited - picture).abs()
+        sheet = contact_sheet(
+            _shown(picture, edited, change), ["before", "after", "difference"], self._title()
+        )
+        self._files["before and after"] = self.save_image(f"it{step}-edit.png", sheet)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         path = self.save_rgb_image(f"it{self.true_global_step}-export/edited.png", self.edited(batch))

@@ -52,6 +52,7 @@ def contact_sheet(views: Tensor, labels: Sequence[str], title: str = "", columns
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text, or as much of it as fits the width and an ellipsis."""
-    if draw.textlength(text, font=font) <= width:
+    if len(text) <= width and draw.textlength(text, font=font) <= width:
         return text
+    text = text[: width + 1]  # no letter is narrower than a pixel
     return cut_to_fit(text, lambda cut: draw.textlength(cut + " …", font=font) <= width) + " …"

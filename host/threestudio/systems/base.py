@@ -330,8 +330,6 @@ class BaseLift3DSystem(BaseSystem):
             self.test_step(batch, batch_idx)
 
     def on_predict_epoch_end(self) -> None:
-        if self.exporter.cfg.save_video:
-            self.on_test_epoch_end()
         for output in self.exporter():
             save = getattr(self, f"save_{output.save_type}", None)
             if save is None:
@@ -341,6 +339,8 @@ class BaseLift3DSystem(BaseSystem):
                     f"{type(self).__name__} saves only: {', '.join(kinds)}."
                 )
             save(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
+        if self.exporter.cfg.save_video:  # last: a film that fails takes nothing with it
+            self.on_test_epoch_end()
 
     def on_predict_end(self) -> None:
         if self._save_dir is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
-import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-import threestudio
 from threestudio.data.uncond import batches_done
 from threestudio.utils.config import dump_config
 from threestudio.utils.files import atomic_path, write_text
 from threestudio.utils.folder import free_name
 from threestudio.utils.misc import load_checkpoint
 from threestudio.utils.progress import CustomProgressBar
+from threestudio.utils.snapshot import save_snapshot
 from threestudio.utils.stopping import Stopped, Stopping
 
 __all__ = [
@@ -75,42 +74,29 @@ class VersionedCallback(Callback):
 
 
 class CodeSnapshotCallback(VersionedCallback):
-    """Copies the source files of the git work tree: those not ignored by git, not big, not in load/.
+    """Copies the source of this project and of the extensions; see `threestudio.utils.snapshot`.
 
-    Outside of git, or in a tree too large to be this project's, it does nothing.
+    Args:
+        extensions: folders and .py files.
+        but_not: the folder of all runs.
     """
 
-    MAX_FILES = 3000
-    MAX_BYTES = 2**20
-
-    def files(self) -> list[str]:
-        """The files, relative to the current folder.
-
-        Raises:
-            OSError, subprocess.SubprocessError: git is missing, slow, or this is not a work tree.
-        """
-        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = (
-            subprocess.run(command, check=True, capture_output=True, timeout=20).stdout.decode().split("\0")
-        )
-        inside = [name for name in listed if name and not name.startswith("load/")]
-        return [name for name in inside if os.path.isfile(name) and os.path.getsize(name) <= self.MAX_BYTES]
+    def __init__(
+        self,
+        save_root: str,
+        version: int | str | None = None,
+        use_version: bool = True,
+        extensions: Sequence[Path] = (),
+        but_not: str = "outputs",
+    ) -> None:
+        super().__init__(save_root, version, use_version)
+        self._extensions = extensions
+        self._but_not = but_not
 
     @rank_zero_only
     def save_code_snapshot(self) -> None:
-        """Copy them."""
-        try:
-            files = self.files()
-        except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
-            threestudio.debug(f"No code snapshot: {error}")
-            return
-        if len(files) > self.MAX_FILES:
-            threestudio.debug(f"No code snapshot: {len(files)} files are more than {self.MAX_FILES}.")
-            return
-        for name in files:
-            target = Path(self.savedir) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(name, target)
+        """Copy it."""
+        save_snapshot(self.savedir, self._extensions, self._but_not)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.save_code_snapshot()
@@ -320,5 +306,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, durable=True) as temporary:
             torch.save(checkpoint, temporary)

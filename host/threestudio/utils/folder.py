@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import threestudio
 from threestudio.utils.config import ExperimentConfig
 from threestudio.utils.errors import CheckpointError, FolderError
-from threestudio.utils.files import TEMPORARY
+from threestudio.utils.files import TEMPORARY, reason
 from threestudio.utils.misc import get_rank, load_checkpoint
 from threestudio.utils.overrides import escaped
 
@@ -242,7 +242,7 @@ def _clean(path: Path) -> None:
     """Remove what a run that was killed had half-written."""
     for left in path.rglob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def is_unfinished(path: Path) -> bool:
@@ -322,5 +322,4 @@ def _holds_a_run(cfg: ExperimentConfig, path: Path, newest: Path) -> str:
 
 
 def _cannot_make(path: Path, error: OSError) -> str:
-    reason = error.strerror or error
-    return f"Cannot make the run's folder {path}: {reason}. exp_root_dir=... names another place."
+    return f"{path}, the run's folder, cannot be made: {reason(error)}. exp_root_dir=... names another place."

@@ -16,7 +16,7 @@ from PIL import Image
 
 from threestudio.utils import images
 from threestudio.utils.errors import ConfigValueError
-from threestudio.utils.files import atomic_path, write_text
+from threestudio.utils.files import atomic_path, make_folder, write_text
 from threestudio.utils.glb import write_glb
 from threestudio.utils.obj import write_obj
 from threestudio.utils.video import write_video
@@ -51,7 +51,7 @@ class SaverMixin:
     def get_save_path(self, filename: str) -> str:
         """``filename`` below the save folder; its parent folders are made."""
         path = os.path.join(self.get_save_dir(), filename)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folder(os.path.dirname(path))
         return path
 
     # ---- loggers -------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ class SaverMixin:
     def save_file(self, filename: str, src_path: str) -> str:
         """Copy ``src_path``."""
         path = self.get_save_path(filename)
-        with atomic_path(path) as temporary:
+        with atomic_path(path, durable=True) as temporary:
             shutil.copyfile(src_path, temporary)
         return path
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.errors import ConfigValueError
-from threestudio.utils.files import atomic_path
+from threestudio.utils.files import atomic_path, make_folder
 from threestudio.utils.misc import barrier, cleanup
 from threestudio.utils.ops import shifted_expotional_decay
 
@@ -394,7 +394,7 @@ class PromptProcessor(BaseObject):
         Raises:
             RuntimeError: the process that encodes failed; its own message stands above.
         """
-        os.makedirs(self._cache_dir, exist_ok=True)
+        make_folder(self._cache_dir)
         prompts = [self.prompt, self.negative_prompt, *self.prompts_vd, *self.negative_prompts_vd]
         wanted = [
             p for p in dict.fromkeys(prompts) if not (self.cfg.use_cache and self._read_cache(p) is not None)
