@@ -83,7 +83,7 @@ def find_vae(name: str) -> tuple[Path, dict]:
 
 def _fetch_vae(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     names = [_CONFIGS["vae"], _WEIGHTS["vae"]]
     patterns = [*names, *(f"vae/{name}" for name in names)]
@@ -175,7 +175,7 @@ def fetch(repository: str, *, weights: bool) -> Path:
         UserError: it is not in the cache and cannot be fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = CONFIG_PATTERNS + (WEIGHT_PATTERNS if weights else [])
     try:
@@ -209,7 +209,7 @@ def fetch_adapter(repository: str, key: str) -> Path:
         UserError: it is not in the cache and cannot be fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=ADAPTER_PATTERNS, local_files_only=True))

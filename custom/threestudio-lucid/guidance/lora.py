@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .. import versions
 from ..errors import UserError
 from . import folder as files
 
@@ -217,7 +218,7 @@ def _fitting(file: Path, component: str, prior: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError("LoRA needs the package peft: pip install peft") from error
+        raise versions.needs("LoRA", "diffusers", "transformers", "peft") from error
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:240]
         raise UserError(
