@@ -68,7 +68,6 @@ def test_guidance_scale(make, name, scale, ours):
     assert make(name, guidance_scale=scale).guidance_scale == ours
 
 
-@pytest.mark.parametrize(("name", "ours"), [("lucid-ism-guidance", 7.5), ("lucid-sds-guidance", 101.0)])
 @pytest.fixture
 def stock_sds(saved_priors):
     """threestudio's own guidance with the block, at one timestep."""
@@ -149,6 +148,7 @@ def test_a_block_of_another_guidance_is_refused_whoever_the_host_is(monkeypatch)
         threestudio.find("lucid-ism-guidance")(block)
 
 
+@pytest.mark.parametrize(("name", "ours"), [("lucid-ism-guidance", 7.5), ("lucid-sds-guidance", 101.0)])
 def test_no_scale_is_threestudios_default(saved_priors, name, ours):
     block = {"pretrained_model_name_or_path": str(saved_priors["kl"])}
     assert threestudio.find(name)(block).guidance_scale == ours
