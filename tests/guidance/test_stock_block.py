@@ -194,6 +194,12 @@ def test_a_low_ceiling_lowers_where_the_warm_up_ends(make):
     assert guidance.max_step == 299
 
 
+def test_a_high_floor_raises_where_the_warm_up_ends(make):
+    guidance = make(min_step_percent=0.7, max_step_percent=0.9)
+    guidance.update_step(0, 10_000)
+    assert (guidance.min_step, guidance.max_step) == (700, 700)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

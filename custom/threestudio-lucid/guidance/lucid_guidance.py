@@ -76,7 +76,7 @@ class LucidGuidance(BaseObject):
         max_step_percent: Any = None
         """Highest timestep drawn at the first step, or as a schedule at any; null: released 0.98, paper 1."""
         max_step_percent_end: Optional[float] = None
-        """Highest timestep drawn after warm-up; null: released 0.5, paper 1, or max_step_percent if lower."""
+        """Highest timestep drawn after warm-up; null: released 0.5, paper 1, kept within the two above."""
         warmup_steps: Optional[int] = None
         """Steps over which the timestep range and the interval are annealed; null: released 1500, paper 0."""
         grad_scale: Optional[float] = None
@@ -110,9 +110,10 @@ class LucidGuidance(BaseObject):
         self.settings = {name: defaults[name] if v is None else v for name, v in given.items()}
         if self.cfg.delta_t_start is None:
             self.settings["delta_t_start"] = max(defaults["delta_t_start"], self.settings["delta_t"])
-        highest = self.settings["max_step_percent"]
-        if self.cfg.max_step_percent_end is None and isinstance(highest, int | float):
-            self.settings["max_step_percent_end"] = min(defaults["max_step_percent_end"], highest)
+        low, high = (self.settings[name] for name in ("min_step_percent", "max_step_percent"))
+        if self.cfg.max_step_percent_end is None and isinstance(high, int | float):
+            end = min(defaults["max_step_percent_end"], high)
+            self.settings["max_step_percent_end"] = max(end, low) if isinstance(low, int | float) else end
         self._check_settings()
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None

@@ -135,9 +135,8 @@ class LucidEditSystem(LucidDreamerSystem):
 
     # ---- what it leaves --------------------------------------------------------------------------------
 
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        step = self.true_global_step
+    def _save_results(self, step: int) -> None:
+        super()._save_results(step)
         path = self.get_save_path(f"it{step}-before.ply")
         self._files["before"] = str(write_ply(path, self.source.gaussians))
 
