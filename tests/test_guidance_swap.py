@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_nerf_configs import SHORT as NERF
-from tiny import save_prior
+from tiny import make_vae, save_prior
 
 import threestudio
 from threestudio.utils.config import load_config
 from threestudio_lucid.errors import UserError
-from threestudio_lucid.guidance.swap import translate, weigh
+from threestudio_lucid.guidance.swap import fit_autoencoder, translate, weigh
 
 ROOT = Path(__file__).parents[1]
 GAUSSIANS = [
@@ -88,6 +88,20 @@ def test_null_leaves_theirs_its_default():
 def test_what_theirs_cannot_do_is_refused(key):
     with pytest.raises(UserError, match=rf"system\.guidance\.{key} is not loaded"):
         translate({key: {"model": "mini"}}, {key}, {"min_step_percent"})
+
+
+@pytest.mark.parametrize("kind", ["tiny", "kl"])
+def test_a_vae_as_threestudios_own_guidance_reads_it(kind):
+    """It brings pictures to 512 pixels and takes `encode(x).latent_dist.sample()`."""
+    vae = make_vae(kind).eval()
+    picture = torch.rand(1, 3, 32, 32)
+    encoded = vae.encode(picture)
+    plain = encoded.latents if kind == "tiny" else encoded.latent_dist.mode()
+    fit_autoencoder(vae, 8)
+    torch.testing.assert_close(vae.encode(picture).latent_dist.mode(), plain)
+    assert vae.encode(torch.rand(1, 3, 512, 512)).latent_dist.sample().shape == (1, 4, 8, 8)
+    with torch.no_grad():
+        assert vae.decode(plain).sample.shape == picture.shape
 
 
 def test_weights_of_losses():

@@ -16,6 +16,7 @@ shards.
 from __future__ import annotations
 
 import argparse
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path

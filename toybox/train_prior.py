@@ -36,6 +36,7 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from toybox import captions, dataset, latents
@@ -145,6 +146,7 @@ def export(vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTokenizer, targ
             half = module.__class__.from_config(config)
         half.load_state_dict(module.state_dict())
         half.to(torch.float16).save_pretrained(new / name, safe_serialization=True)
+    _name_for_all_versions(new / "text_encoder" / "model.safetensors")
     make_scheduler().save_pretrained(new / "scheduler")
     save_tokenizer(tokenizer, new / "tokenizer")
     (new / "model_index.json").write_text(json.dumps(_model_index(), indent=2) + "\n")
@@ -156,6 +158,13 @@ def export(vae: AutoencoderTiny, model: Denoiser, tokenizer: CLIPTokenizer, targ
         raise ValueError(f"the prior would take {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}")
     _replace_files(new, target)
     return size
+
+
+def _name_for_all_versions(text_encoder: Path) -> None:
+    """Calls the tensors `text_model.encoder...`, which transformers 4 reads too; 5 writes `encoder...`."""
+    state = load_file(text_encoder)
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    save_file(named, text_encoder, metadata={"format": "pt"})
 
 
 def _model_index() -> dict:

@@ -59,12 +59,29 @@ def _has_threestudio() -> bool:
     return spec is not None and spec.origin is not None
 
 
+def _register_all() -> None:
+    """Imports the files above; says first which packages are older than what is tested.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    threestudio = importlib.import_module("threestudio")
+    versions = importlib.import_module(".versions", __name__)
+    if told := versions.report():
+        threestudio.warn(told)
+    try:
+        for module in _REGISTERING:
+            importlib.import_module(f".{module}", __name__)
+    except ImportError as error:
+        if (mistake := versions.missing_import(error)) is None:
+            raise
+        raise mistake from error
+
+
 if __name__ != _NAME:
     _under_its_own_name()
 else:
     for _module in ("guidance.cards", "recipe"):
         importlib.import_module(f".{_module}", __name__).register_resolvers()
     if _has_threestudio():
-        importlib.import_module("threestudio")
-        for _module in _REGISTERING:
-            importlib.import_module(f".{_module}", __name__)
+        _register_all()

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from threestudio.kinds import missing_import
 from threestudio.utils.errors import ExtensionError, is_user_error
 
 
@@ -43,8 +44,9 @@ def load_extensions(folders: Iterable[Path]) -> list[Path]:
         except Exception as error:
             if is_user_error(error):
                 raise
+            missing = missing_import(error) if isinstance(error, ImportError) else None
             raise ExtensionError(
-                f"The extension {path} cannot be imported: {type(error).__name__}: {error} "
+                f"The extension {path} cannot be imported: {missing or f'{type(error).__name__}: {error}'} "
                 f"({_where(error, path)}).\nMend it or install what it needs; renamed to {path.stem}_disabled"
                 f"{path.suffix} it is left out."
             ) from error

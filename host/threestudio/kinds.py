@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -73,6 +75,84 @@ LEFT_OUT = {
 """Names that threestudio registers and this host does not, and why."""
 
 
+LEFT_OUT_MODULES = {
+    "data.co3d": "co3d-datamodule",
+    "data.image": "single-image-datamodule",
+    "data.multiview": "multiview-camera-datamodule",
+    "models.geometry.custom_mesh": "custom-mesh",
+    "models.geometry.implicit_sdf": "implicit-sdf",
+    "models.geometry.tetrahedra_sdf_grid": "tetrahedra-sdf-grid",
+    "models.guidance.controlnet_guidance": "stable-diffusion-controlnet-guidance",
+    "models.guidance.deep_floyd_guidance": "deep-floyd-guidance",
+    "models.guidance.instructpix2pix_guidance": "stable-diffusion-instructpix2pix-guidance",
+    "models.guidance.stable_diffusion_unified_guidance": "stable-diffusion-unified-guidance",
+    "models.guidance.stable_diffusion_vsd_guidance": "stable-diffusion-vsd-guidance",
+    "models.guidance.stable_zero123_guidance": "stable-zero123-guidance",
+    "models.guidance.zero123_guidance": "zero123-guidance",
+    "models.guidance.zero123_unified_guidance": "zero123-unified-guidance",
+    "models.materials.hybrid_rgb_latent_material": "hybrid-rgb-latent-material",
+    "models.materials.pbr_material": "pbr-material",
+    "models.prompt_processors.deepfloyd_prompt_processor": "deep-floyd-prompt-processor",
+    "models.prompt_processors.dummy_prompt_processor": "dummy-prompt-processor",
+    "models.renderers.deferred_volume_renderer": "gan-volume-renderer",
+    "models.renderers.gan_volume_renderer": "gan-volume-renderer",
+    "models.renderers.neus_volume_renderer": "neus-volume-renderer",
+    "models.renderers.nvdiff_rasterizer": "nvdiff-rasterizer",
+    "models.renderers.patch_renderer": "patch-renderer",
+    "systems.control4d_multiview": "control4d-multiview-system",
+    "systems.fantasia3d": "fantasia3d-system",
+    "systems.imagedreamfusion": "image-condition-dreamfusion-system",
+    "systems.instructnerf2nerf": "instructnerf2nerf-system",
+    "systems.magic123": "magic123-system",
+    "systems.prolificdreamer": "prolificdreamer-system",
+    "systems.textmesh": "textmesh-system",
+    "systems.zero123": "zero123-system",
+    "systems.zero123_simple": "zero123-simple-system",
+    "utils.GAN": "gan-volume-renderer",
+    "utils.perceptual": "perceptual-loss",
+}
+"""Modules of threestudio that this host has not, and a name of `LEFT_OUT` that has the same reason."""
+
+_OWN_WAY = {
+    **dict.fromkeys(
+        ("TCNNEncoding", "TCNNNetwork", "TCNNNetworkWithInputEncoding", "ToDTypeWrapper"),
+        "get_encoding, get_mlp and create_network_with_input_encoding make what there is",
+    ),
+    "TCNNEncodingSpatialTime": "it is for scenes that move, and all here stand still",
+    **dict.fromkeys(
+        ("IsosurfaceHelper", "MarchingCubeCPUHelper", "MarchingTetrahedraHelper"),
+        "geometry.isosurface() cuts by itself",
+    ),
+    "ProgressCallback": "it writes for gradio's page",
+    **dict.fromkeys(("MeshOBJ", "ce_pq_loss"), "only what is left out uses it"),
+}
+"""Names in modules of threestudio that this host has, without them, and why."""
+
+
+def missing_import(error: ImportError) -> str | None:
+    """What to say of an import of threestudio's that this host has not; None: it is of something else."""
+    module = error.name or ""
+    if module.partition(".")[0] != "threestudio":
+        return None
+    named = re.match(r"cannot import name '(\w+)'", str(error))
+    inner = module.removeprefix("threestudio.")
+    reasons = [LEFT_OUT[kind] for m, kind in LEFT_OUT_MODULES.items() if f"{inner}.".startswith(f"{m}.")]
+    if named is None:
+        return _left_out(module, reasons[0]) if reasons else f"neither threestudio nor this host has {module}"
+    name = named[1]
+    whole = f"{inner}.{name}"  # from threestudio.utils import perceptual
+    if whole in LEFT_OUT_MODULES:
+        return _left_out(f"threestudio.{whole}", LEFT_OUT[LEFT_OUT_MODULES[whole]])
+    if name in _OWN_WAY:
+        return _left_out(f"{module}.{name}", _OWN_WAY[name])
+    near = did_you_mean(name, dir(sys.modules.get(module)))
+    return f"this host's {module} has no {name}.{near}"
+
+
+def _left_out(what: str, why: str) -> str:
+    return f"threestudio has {what}, and this host leaves it out: {why}"
+
+
 def kind_of(name: str, cls: Any) -> str | None:
     """The kind of a registered class by its bases, or, where they are common to several, by its name."""
     for kind, base in _bases().items():
@@ -127,7 +207,7 @@ def unknown_name(name: str, modules: Mapping[str, Any], kind: str | None = None)
         kind = kind_of(near[0], modules[near[0]]) if near else _kind_by_name(name)
     lines = [f"Nothing is registered as {name!r}.{did_you_mean(name, wanted)}"]
     if name in LEFT_OUT:
-        lines[0] = f"threestudio has {name!r}, and this host leaves it out: {LEFT_OUT[name]}."
+        lines[0] = _left_out(repr(name), LEFT_OUT[name]) + "."
     lines += [_listed(kind, modules)] if kind else _all(modules)
     if name not in LEFT_OUT:
         lines.append("A name that an extension registers needs that extension's folder under custom/.")

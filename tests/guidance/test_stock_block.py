@@ -48,9 +48,10 @@ def test_a_step_with_threestudios_prompt_processor(make, stock_prompt):
 def test_what_is_left_out_is_named_once(make, monkeypatch):
     told = []
     monkeypatch.setattr(threestudio, "info", told.append)
-    guidance = make(use_sjc=True)
+    guidance = make(var_red=True)
     lines = [line for line in told if "stable-diffusion-guidance" in line]
-    assert len(lines) == 1 and "left out: use_sjc, weighting_strategy" in lines[0]
+    assert len(lines) == 1 and "left out: var_red" in lines[0]
+    assert "grad_scale is 13.5, as its loss.lambda_sds is weighed for, with the weight 'sds'" in lines[0]
     assert guidance.prior.dtype == torch.float32
     assert "guidance_scale 100 is 7.5" in lines[0]
 
@@ -65,6 +66,86 @@ def test_what_is_left_out_is_named_once(make, monkeypatch):
 )
 def test_guidance_scale(make, name, scale, ours):
     assert make(name, guidance_scale=scale).guidance_scale == ours
+
+
+@pytest.fixture
+def stock_sds(saved_priors):
+    """threestudio's own guidance with the block, at one timestep."""
+
+    def build(**kwargs):
+        block = {"pretrained_model_name_or_path": str(saved_priors["kl"]), "half_precision_weights": False}
+        return threestudio.find("stable-diffusion-guidance")(block | kwargs)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "block", [{}, {"weighting_strategy": "fantasia3d"}, {"use_sjc": True}, {"guidance_scale": 20.0}]
+)
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_sds_by_a_swap_is_as_strong_at_equal_latents(make, stock_sds, stock_prompt, block, level):
+    """Same latents, prompt and timestep: the norms are alike, for the weight and the scale are the same."""
+    at = {"min_step_percent": level, "max_step_percent": level}
+    latents = torch.randn(4, 8, 8, 4, generator=torch.Generator().manual_seed(0))
+    norms = []
+    for guidance in (
+        stock_sds(**at, **block),
+        make("lucid-sds-guidance", weighting_strategy=None, noise_offset=0.0, **(at | block)),
+    ):
+        guidance.update_step(0, 0)
+        torch.manual_seed(0)
+        x = latents.clone().requires_grad_()
+        guidance(x, stock_prompt, **batch(4), rgb_as_latents=True)["loss_sds"].backward()
+        norms.append(x.grad.norm())
+    assert norms[1] / norms[0] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_ism_by_a_swap_keeps_the_guided_part(make, level):
+    """100 (text - uncond) becomes 13.5 * 7.5 (text - uncond), with SDS's weight."""
+    guidance, index = make(), round(1000 * level)
+    schedule = guidance.prior.schedule
+    tau = schedule.timestep(index)
+    weight = guidance.grad_scale_at(index) * schedule.sigma(tau)
+    assert weight * guidance.guidance_scale == pytest.approx(101.0 * (1.0 - schedule.alphas_cumprod[tau]))
+
+
+def test_a_grad_scale_that_is_given_is_taken(make):
+    assert make(grad_scale=2.0).strength == stock.Strength(2.0, "sds")
+
+
+def test_blocks_of_ours_keep_their_weight(saved_priors):
+    guidance = threestudio.find("lucid-ism-guidance")({"prior": str(saved_priors["kl"])})
+    assert guidance.grad_scale_at(3) == guidance.grad_scale_at(900) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"lambda_ism": 1.0}, r"system\.loss\.lambda_sds=1 \(lambda_ism weighs"),
+        ({"lambda_sds": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_losses_that_weigh_another_guidance(saved_priors, loss, words):
+    """What threestudio's systems hand over is a node of their config, whoever the host is."""
+    from omegaconf import OmegaConf
+
+    block = {"pretrained_model_name_or_path": str(saved_priors["kl"])}
+    system = OmegaConf.create({"guidance": block, "loss": loss})
+    if words is None:
+        threestudio.find("lucid-ism-guidance")(system.guidance)
+        return
+    with pytest.raises(UserError, match=words):
+        threestudio.find("lucid-ism-guidance")(system.guidance)
+
+
+def test_a_block_of_another_guidance_is_refused_whoever_the_host_is(monkeypatch):
+    """threestudio's own parse_structured raises a bare TypeError."""
+    monkeypatch.setattr("threestudio.utils.base.parse_structured", lambda fields, cfg: fields(**cfg))
+    block = {"pretrained_model_name_or_path": "x", "enable_sdi": True, "inversion_n_steps": 10}
+    with pytest.raises(UserError, match=r"Unknown keys in system\.guidance: enable_sdi.*lucid-ism-guidance"):
+        threestudio.find("lucid-ism-guidance")(block)
 
 
 @pytest.mark.parametrize(("name", "ours"), [("lucid-ism-guidance", 7.5), ("lucid-sds-guidance", 101.0)])
@@ -113,10 +194,17 @@ def test_a_low_ceiling_lowers_where_the_warm_up_ends(make):
     assert guidance.max_step == 299
 
 
+def test_a_high_floor_raises_where_the_warm_up_ends(make):
+    guidance = make(min_step_percent=0.7, max_step_percent=0.9)
+    guidance.update_step(0, 10_000)
+    assert (guidance.min_step, guidance.max_step) == (700, 700)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"weighting_strategi": "sds"}, "weighting_strategi"),
+        ({"weighting_strategy": "sdss"}, r"weighting_strategy is 'sdss'; it must be one of: sds"),
         ({"grad_clip": [1, 2]}, r"system\.guidance\.grad_clip"),
         ({"max_step_percent": [0, 0.5, 1.5, 100]}, "max_step_percent"),
         ({"prior": "mini"}, "mean the same"),

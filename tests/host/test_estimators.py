@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from threestudio.models.estimators import OccupancyGrid, Samples, importance_samples
+from threestudio.models.estimators import (
+    ImportanceEstimator,
+    OccupancyGrid,
+    Samples,
+    importance_samples,
+)
 from threestudio.models.estimators.marching import march, march_reference
 from threestudio.models.estimators.samples import sum_along_rays, weights_and_visibility
 
@@ -196,3 +201,44 @@ def test_importance_looks_where_the_density_is(stratified, n_rays):
         assert one.t_starts[0] == 1.0 and one.t_ends[-1] == 4.0
         assert torch.equal(one.t_starts[1:], one.t_ends[:-1])
         assert ((one.t_starts > 1.9) & (one.t_starts < 2.6)).sum() > 20
+
+
+@pytest.mark.parametrize("sampling_type", ["uniform", "lindisp"])
+@pytest.mark.parametrize("passes", [[12], [8, 16]])
+def test_the_estimator_that_extensions_import(passes, sampling_type):
+    """threestudio.models.estimators.ImportanceEstimator, as nerfacc's proposal estimator is called."""
+
+    def density(t_starts, t_ends):
+        assert t_starts.shape == t_ends.shape and len(t_starts) == 3
+        middle = (t_starts + t_ends) / 2
+        return 50.0 * ((middle > 2.0) & (middle < 2.5))
+
+    starts, ends = ImportanceEstimator().sampling(
+        [density] * len(passes),
+        passes,
+        24,
+        3,
+        1.0,
+        4.0,
+        sampling_type=sampling_type,
+    )
+    assert starts.shape == ends.shape == (3, passes[-1] + 24)
+    torch.testing.assert_close(starts[:, 0], torch.ones(3))
+    torch.testing.assert_close(ends[:, -1], torch.full((3,), 4.0))
+    assert torch.equal(starts[:, 1:], ends[:, :-1]) and (ends >= starts).all()
+    assert (((starts > 1.7) & (starts < 2.7)).sum(dim=1) > 20).all()
+
+
+def test_its_one_pass_is_the_renderers():
+    def density(t_starts, t_ends, ray_indices=None):
+        return (t_starts + t_ends).square()
+
+    starts, ends = ImportanceEstimator().sampling([density], [12], 24, 2, 1.0, 4.0)
+    samples = importance_samples(2, 1.0, 4.0, 12, 24, density, False, torch.device("cpu"))
+    torch.testing.assert_close(starts.flatten(), samples.t_starts)
+    torch.testing.assert_close(ends.flatten(), samples.t_ends)
+
+
+def test_another_spacing_is_refused():
+    with pytest.raises(ValueError, match="uniform or lindisp"):
+        ImportanceEstimator().sampling([], [], 4, 1, 1.0, 2.0, sampling_type="log")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from toybox import dataset, latents
 from toybox.captions import vocabulary
@@ -290,6 +291,8 @@ def test_train_sample_and_export(cache, encoded, tmp_path):
     tokenizer = make_tokenizer(vocabulary())
     target = tmp_path / "mini"
     assert export(vae, resumed, tokenizer, target) <= 40_000_000
+    names = load_file(target / "text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in names)  # as transformers 4 and 5 both read them
     pipeline = StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32)
     image = pipeline("a red hamburger", num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 128, 128, 3)

@@ -19,6 +19,8 @@ SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3
 ROW_BUFFERS = ("grad_sum", "grad_count", "frozen")
 PARAMETERS = ("means", "quats", "log_scales", "logit_opacities", "sh_dc", "sh_rest")
+STATISTICS = ("grad_sum", "grad_count")
+"""Buffers that each of several processes fills from its own views, until `refine` needs their sum."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class GaussianCloud(nn.Module):
             "sh_rest": ((sh_degree + 1) ** 2 - 1, 3),
         }
         for name in PARAMETERS:
-            self.register_parameter(name, nn.Parameter(torch.zeros(capacity, *shapes[name])))
+            # of nothing (sh_rest of degree 0) there is no gradient, and several processes would wait for it
+            learns = 0 not in shapes[name]
+            self.register_parameter(name, nn.Parameter(torch.zeros(capacity, *shapes[name]), learns))
         self.register_buffer("n", torch.zeros((), dtype=torch.int64))
         self.register_buffer("grad_sum", torch.zeros(capacity))
         self.register_buffer("grad_count", torch.zeros(capacity))

@@ -12,7 +12,7 @@ from torch import Tensor
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import C
+from threestudio.utils.misc import C, broadcast
 
 from ..errors import UserError, check_range
 from ..points.files import is_gaussian_ply
@@ -135,6 +135,15 @@ class LucidGaussianSplatting(BaseGeometry):
                 f"room for these {n}, and for no more."
             )
         self.cloud.resize(max(n, capacity))
+
+    @torch.no_grad()
+    def share(self) -> None:
+        """Several processes go on with the Gaussians of the first: where a model drew the points, another
+        device may have drawn others.
+        """
+        for tensor in (*self.cloud.params.values(), *self.cloud.buffers()):
+            if tensor.numel():  # a copy, for a broadcast alone would not count as a change of `n`
+                tensor.copy_(broadcast(tensor.detach().clone()))
 
     def file_of_gaussians(self) -> str | None:
         """The file that `init` names, if it holds Gaussians to be taken as they are."""

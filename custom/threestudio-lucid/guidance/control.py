@@ -233,7 +233,7 @@ def find_controlnet(name: str) -> Path:
 
 def _fetch(repository: str, inside: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     folders = [inside] if inside else ["", "controlnet"]
     patterns = [str(Path(folder, file)) for folder in folders for file in ("config.json", *WEIGHTS)]

@@ -84,7 +84,7 @@ def find_vae(name: str) -> tuple[Path, dict]:
 
 def _fetch_vae(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     names = [_CONFIGS["vae"], _WEIGHTS["vae"]]
     patterns = [*names, *(f"vae/{name}" for name in names)]
@@ -182,7 +182,7 @@ def fetch(repository: str, *, weights: bool) -> Path:
         UserError: it is not in the cache and cannot be fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = CONFIG_PATTERNS + (WEIGHT_PATTERNS if weights else [])
     try:
@@ -216,7 +216,7 @@ def fetch_adapter(repository: str, key: str) -> Path:
         UserError: it is not in the cache and cannot be fetched.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=ADAPTER_PATTERNS, local_files_only=True))

@@ -65,5 +65,5 @@ class LucidEditGuidance(LucidISMGuidance):
             reference=self._reference,
             source=source,
             guided=guided,
-            **self._ism_arguments(delta_t, generator),
+            **self._ism_arguments(index, delta_t, generator),
         )

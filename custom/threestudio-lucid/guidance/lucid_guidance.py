@@ -6,7 +6,7 @@ target of the score difference and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Optional
 
 import torch
@@ -76,11 +76,11 @@ class LucidGuidance(BaseObject):
         max_step_percent: Any = None
         """Highest timestep drawn at the first step, or as a schedule at any; null: released 0.98, paper 1."""
         max_step_percent_end: Optional[float] = None
-        """Highest timestep drawn after warm-up; null: released 0.5, paper 1, or max_step_percent if lower."""
+        """Highest timestep drawn after warm-up; null: released 0.5, paper 1, kept within the two above."""
         warmup_steps: Optional[int] = None
         """Steps over which the timestep range and the interval are annealed; null: released 1500, paper 0."""
-        grad_scale: float = 0.1
-        """Factor on the gradient: its weight against the regularisers."""
+        grad_scale: Optional[float] = None
+        """Factor on the gradient, against the regularisers; null: 0.1, or what a stock block implies."""
         noise_offset: float = 0.1
         """Noise per channel, the same for all pixels, on top of the noise per pixel."""
         horizontal_flip: float = 0.5
@@ -96,6 +96,13 @@ class LucidGuidance(BaseObject):
 
     cfg: Config
 
+    def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
+        name = next(
+            (n for n, cls in threestudio.__modules__.items() if type(self) is cls), type(self).__name__
+        )
+        stock.check_block(name, cfg, (field.name for field in fields(self.Config)))
+        super().__init__(cfg, *args, **kwargs)
+
     def configure(self) -> None:
         self._check_config()
         defaults = RECIPE_DEFAULTS[self.cfg.recipe]
@@ -103,9 +110,10 @@ class LucidGuidance(BaseObject):
         self.settings = {name: defaults[name] if v is None else v for name, v in given.items()}
         if self.cfg.delta_t_start is None:
             self.settings["delta_t_start"] = max(defaults["delta_t_start"], self.settings["delta_t"])
-        highest = self.settings["max_step_percent"]
-        if self.cfg.max_step_percent_end is None and isinstance(highest, int | float):
-            self.settings["max_step_percent_end"] = min(defaults["max_step_percent_end"], highest)
+        low, high = (self.settings[name] for name in ("min_step_percent", "max_step_percent"))
+        if self.cfg.max_step_percent_end is None and isinstance(high, int | float):
+            end = min(defaults["max_step_percent_end"], high)
+            self.settings["max_step_percent_end"] = max(end, low) if isinstance(low, int | float) else end
         self._check_settings()
 
         dtype = "float32" if self.cfg.half_precision_weights is False else None
@@ -120,7 +128,8 @@ class LucidGuidance(BaseObject):
         self.prior.speed_up(self.cfg.compile, self.cfg.graphs)
         self.control = Control.load(self.cfg.control, self.prior)
         self.guidance_scale: float = stock.scale_of(self.cfg, card, keeps_sds_scale=self.keeps_sds_scale)
-        if line := stock.report(self.cfg, self.guidance_scale):
+        self.strength = stock.strength_of(self.cfg, self.guidance_scale)
+        if line := stock.report(self.cfg, self.guidance_scale, self.strength):
             threestudio.info(line)
         self._empty: Tensor | None = None
         self._checked_prompts: set[str] = set()
@@ -225,6 +234,10 @@ class LucidGuidance(BaseObject):
     ) -> Distillation:
         """The objective: one step of score distillation. `source`: latents of `source_rgb`."""
         raise NotImplementedError
+
+    def grad_scale_at(self, index: int) -> float:
+        """What the weighted difference of the scores at this noise level is multiplied by."""
+        return self.strength.grad_scale(self.prior.alphas_cumprod[self.prior.schedule.timestep(index)])
 
     # --- for systems that render latents --------------------------------------------------------------------
 
@@ -387,7 +400,8 @@ class LucidGuidance(BaseObject):
         check_range(where + "horizontal_flip", self.cfg.horizontal_flip, 0.0, 1.0)
         check_range(where + "noise_offset", self.cfg.noise_offset, 0.0)
         check_range(where + "inversion_eta", self.cfg.inversion_eta, 0.0)
-        check_range(where + "grad_scale", self.cfg.grad_scale, 0.0, above=True)
+        if self.cfg.grad_scale is not None:
+            check_range(where + "grad_scale", self.cfg.grad_scale, 0.0, above=True)
         if self.cfg.max_items_eval != -1:
             check_range(where + "max_items_eval", self.cfg.max_items_eval, 1)
         if self.cfg.grad_clip is not None:
@@ -425,18 +439,18 @@ class LucidISMGuidance(LucidGuidance):
             noise,
             index,
             cond,
-            **self._ism_arguments(delta_t, generator),
+            **self._ism_arguments(index, delta_t, generator),
             guided=guided,
         )
 
-    def _ism_arguments(self, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
+    def _ism_arguments(self, index: int, delta_t: int, generator: torch.Generator) -> dict[str, Any]:
         """What the config says of the interval, for `ism_step`."""
         return {
             "delta_t": delta_t,
             "delta_s": self.settings["delta_s"],
             "xs_inv_steps": self.settings["xs_inv_steps"],
             "guidance_scale": self.guidance_scale,
-            "grad_scale": self.cfg.grad_scale,
+            "grad_scale": self.grad_scale_at(index),
             "inversion_guidance_scale": self.cfg.inversion_guidance_scale,
             "eta": self.cfg.inversion_eta,
             "generator": generator,
@@ -461,7 +475,7 @@ class LucidSDSGuidance(LucidGuidance):
             cond,
             delta_t=delta_t,
             guidance_scale=self.guidance_scale,
-            grad_scale=self.cfg.grad_scale,
+            grad_scale=self.grad_scale_at(index),
         )
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..damaged import DAMAGED, reason
+from .. import versions
 from ..errors import UserError, check_choice
 from . import folder as files
 from .adapters import NONE, Adapters
@@ -250,6 +251,8 @@ class Prior:
                 f"The prior {self.card.name!r} has a VAE of class {name}; supported are AutoencoderKL and "
                 "AutoencoderTiny."
             )
+        if not hasattr(diffusers, name):
+            raise versions.needs(f"The prior {self.card.name!r}, whose VAE is an {name},", "diffusers")
         vae = self._component("vae", getattr(diffusers, name), self.dtype, self.vae_folder)
         if self.device.type == "cuda" and self.latent_size <= LARGEST_PRODUCT:
             multiply_wide_heads(vae.encoder)
@@ -360,20 +363,20 @@ class Prior:
         with quiet(), loading(from_file or folder):
             if from_file:
                 model = self._from_single_file(name, cls).to(dtype)
+            elif name == "text_encoder" and (state := _under_older_names(folder, cls)) is not None:
+                model = cls(cls.config_class.from_pretrained(folder))
+                missing, _ = model.load_state_dict(state, strict=False)
+                check_report(folder, {"missing_keys": missing})
             else:
-                is_diffusers = cls.__module__.startswith("diffusers")
-                options = {"torch_dtype": dtype} if is_diffusers else {"dtype": dtype}
-                if not is_diffusers:
-                    options["ignore_mismatched_sizes"] = True  # then the report names them
+                if cls.__module__.startswith("diffusers"):
+                    options = {"torch_dtype": dtype}
+                else:  # ignoring them, the report names them
+                    options = {"ignore_mismatched_sizes": True}
                 model, report = cls.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **options,
+                    folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
                 )
                 check_report(folder, report)
-            return model.to(self.device).eval().requires_grad_(False)
+            return model.to(self.device, dtype).eval().requires_grad_(False)
 
     def _from_single_file(self, name: str, cls: type) -> Any:
         """One part of a checkpoint in the original layout."""
@@ -478,6 +481,27 @@ def _config_folder(card: Card) -> Path:
     return path if path.is_dir() else files.fetch(card.config, weights=False)
 
 
+def _under_older_names(folder: Path, cls: type) -> dict[str, Tensor] | None:
+    """The tensors of a text encoder that transformers 5 saved, for an older transformers to load.
+
+    transformers 5 reads both names and writes `encoder.layers...`; before, they were `text_model.encoder...`
+    and no other. None: the names are such as this transformers reads.
+    """
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        model = cls(cls.config_class.from_pretrained(folder))
+    if not hasattr(model, "text_model"):
+        return None
+    state = {}
+    for file in files.weight_files(folder.parent, folder.name):
+        with safe_open(file, framework="pt") as weights:
+            if any(name.startswith("text_model.") for name in weights.keys()):  # noqa: SIM118 (no mapping)
+                return None
+            state |= {f"text_model.{name}": weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    return state
+
+
 def check_report(folder: Path, report: dict) -> None:
     """Nothing that the architecture needs may be missing from the weights."""
     wrong = [
@@ -494,16 +518,22 @@ def check_report(folder: Path, report: dict) -> None:
 
 @contextlib.contextmanager
 def loading(path: Path) -> Iterator[None]:
-    """Turns what diffusers and transformers raise about bad files into one message."""
+    """Turns what diffusers and transformers raise about bad files into one message.
+
+    Where they are older than what is tested, the message says that this may be why.
+    """
     try:
         yield
     except UserError:
         raise
     except DAMAGED as error:
+        too_old = versions.hint("diffusers", "transformers")
+        if isinstance(error, AttributeError | ImportError) and not too_old:
+            raise  # no file's fault
         said = reason(error, 300).split(" If you want")[0]
         raise UserError(
             f"{path} cannot be loaded: what it holds does not fit its config, or a file is damaged. "
-            f"({type(error).__name__}: {said})"
+            f"({type(error).__name__}: {said})" + (f"\n{too_old}" if too_old else "")
         ) from error
 
 

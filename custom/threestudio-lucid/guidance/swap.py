@@ -18,10 +18,17 @@ Keys that both have stay as they are; null leaves theirs its default.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import versions
 from ..errors import UserError, check_range
 from .cards import find_card
+from .folder import downscaling, read_config
 
 
 def translate(
@@ -47,7 +54,8 @@ def translate(
     kept = {k: v for k, v in block.items() if (k in theirs and v is not None) or k not in {*own, *theirs}}
     moved = {}
     if "prior" in block and "pretrained_model_name_or_path" in theirs:
-        moved["pretrained_model_name_or_path"] = find_card(block["prior"]).path
+        moved["pretrained_model_name_or_path"] = path = find_card(block["prior"]).path
+        _check_diffusers(Path(path))
     if block.get("dtype") in ("float32", "float16") and "half_precision_weights" in theirs:
         moved["half_precision_weights"] = block["dtype"] == "float16"
     if kept.get("guidance_scale") is not None:
@@ -60,6 +68,55 @@ def translate(
         key for key, value in block.items() if key in own and key not in {*theirs, *translated} and value
     ]
     return {**kept, **moved}, left_out
+
+
+def _check_diffusers(prior: Path) -> None:
+    """UserError where the prior is a folder whose VAE is of a class that this diffusers has not."""
+    import diffusers
+
+    if not (prior / "vae" / "config.json").is_file():
+        return
+    name = read_config(prior, "vae").get("_class_name", "AutoencoderKL")
+    if not hasattr(diffusers, name):
+        raise versions.needs(f"The prior {prior.name!r}, whose VAE is an {name},", "diffusers")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an AutoencoderTiny encodes [B, C, h, w], and as a posterior without any spread."""
+
+    latents: Tensor
+
+    @property
+    def latent_dist(self) -> Encoded:
+        return self
+
+    def sample(self, generator: Any = None) -> Tensor:
+        return self.latents
+
+    mode = sample
+
+
+def fit_autoencoder(vae: Any, latent_size: int) -> None:
+    """Makes the VAE of threestudio's own guidance encode as that reads it.
+
+    threestudio brings all pictures to 512 pixels and asks for a posterior, as of Stable Diffusion's VAE. A
+    prior of smaller pictures gets them at its own size, and an AutoencoderTiny's latents stand for their
+    posterior.
+
+    Args:
+        vae: AutoencoderKL or AutoencoderTiny, changed in place.
+        latent_size: height and width of the latents that the UNet was trained on.
+    """
+    encode, size = vae.encode, latent_size * downscaling(vae.config)
+
+    def encode_fitting(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if images.shape[-1] > size:
+            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        encoded = encode(images, *args, **kwargs)
+        return Encoded(encoded.latents) if hasattr(encoded, "latents") else encoded
+
+    vae.encode = encode_fitting
 
 
 def _highest_timestep(block: Mapping[str, Any]) -> list[float] | None:

@@ -68,7 +68,7 @@ def load(model: str, device: torch.device | str):
         UserError: it is missing, damaged, pickled, or cannot be fetched.
     """
     from diffusers import ShapEPipeline
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import HfHubHTTPError
     from safetensors import SafetensorError
 
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32

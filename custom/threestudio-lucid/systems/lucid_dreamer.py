@@ -27,12 +27,12 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import get_rank
+from threestudio.utils.misc import barrier, get_rank
 
 from ..data.cameras import view_batch
 from ..data.orbit import Cameras, circle
 from ..errors import UserError, check_pair, check_range, closest
-from ..gaussians.cloud import moments_of, opacities
+from ..gaussians.cloud import STATISTICS, moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
 from ..guidance.cards import find_card
@@ -106,6 +106,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self._full = False
         self._files: dict[str, str] = {}
         self._test_camera: dict[str, float] = {}
+        # DistributedDataParallel would overwrite them at every step by those of the first process
+        self._ddp_params_and_buffers_to_ignore = [f"geometry.cloud.{name}" for name in STATISTICS]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Before training. The optimizer needs the first Gaussians, and drawing their points takes a while.
@@ -119,8 +121,10 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.prompt_utils = self.prompt_processor()
         if isinstance(self.guidance, LucidGuidance):
             self.guidance.check_prompts(self.prompt_utils)
+        groups = self.geometry.parameter_groups()
+        self.geometry.share()
         return torch.optim.Adam(
-            self.geometry.parameter_groups(),
+            groups,
             betas=tuple(self.cfg.adam_betas),
             eps=self.cfg.adam_eps,
             fused=True,  # one pass over each parameter, on CUDA one launch, instead of a dozen
@@ -201,6 +205,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             # Whatever no view needs fades, is pruned, and so makes room (3DGS-MCMC, Kheradmand et al. 2024).
             losses["loss_opacity"] = opacities(self.geometry.gaussians).mean()
         total = sum(value * self.C(self._weight(name)) for name, value in losses.items())
+        if _has_company():  # each waits for all gradients, those of colours that no view of its own shows too
+            total = total + sum(0.0 * p.sum() for p in self.geometry.parameters() if p.requires_grad)
         scalars = {name: value for name, value in guided.items() if _is_scalar(value)}
         values = {**scalars, **losses, "loss": total}
         return total, {name: torch.as_tensor(value).detach().float() for name, value in values.items()}
@@ -330,7 +336,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
 
     def _sum_over_processes(self, *tensors: Tensor) -> None:
         """Several GPUs must agree on what to clone."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if _has_company():
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
 
@@ -381,7 +387,8 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
 
     def on_test_epoch_start(self) -> None:
         self._files.clear()  # views of validation were for watching the training
-        self._save_asset(self.true_global_step)
+        if self.trainer.is_global_zero:
+            self._save_asset(self.true_global_step)
 
     def _save_asset(self, step: int) -> None:
         """What the training was for: written before anything that is drawn of it."""
@@ -389,7 +396,12 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self._files["metrics"] = self.save_json(f"it{step}-metrics.json", self.metrics())
 
     def on_test_epoch_end(self) -> None:
-        step = self.true_global_step
+        barrier()  # of several processes each drew some of the views; the first makes the rest of all
+        if self.trainer.is_global_zero:
+            self._save_pictures(self.true_global_step)
+
+    def _save_pictures(self, step: int) -> None:
+        """Turntable and sheet."""
         name = f"it{step}-test"
         self._files["turntable"] = self.save_img_sequence(
             name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=step
@@ -458,6 +470,11 @@ def split_batch(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
             key: value[start : start + size] if torch.is_tensor(value) and len(value) == n else value
             for key, value in batch.items()
         }
+
+
+def _has_company() -> bool:
+    """Whether several processes train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_scalar(value: Any) -> bool:

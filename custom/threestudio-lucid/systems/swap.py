@@ -8,7 +8,8 @@ from typing import Any
 import threestudio
 
 from ..guidance.lucid_guidance import LucidGuidance
-from ..guidance.swap import translate, weigh
+from ..guidance.stock import GRAD_SCALE
+from ..guidance.swap import fit_autoencoder, translate, weigh
 
 
 @threestudio.register("lucid-guidance-swap")
@@ -25,6 +26,14 @@ class GuidanceSwap:
         self._translate_guidance()
         super().configure()
 
+    def on_train_start(self) -> None:
+        """By now every system has made its guidance."""
+        super().on_train_start()
+        parts = [getattr(getattr(self, "guidance", None), name, None) for name in ("vae", "unet")]
+        if None not in parts and not isinstance(self.guidance, LucidGuidance):
+            vae, unet = parts
+            fit_autoencoder(vae, unet.config.sample_size)
+
     def _translate_guidance(self) -> None:
         try:
             cls = threestudio.find(self.cfg.guidance_type)
@@ -40,10 +49,11 @@ class GuidanceSwap:
             return
         self.cfg.guidance, left_out = translate(block, own, theirs)
         notes = []
-        scale, factor = self.cfg.guidance.get("guidance_scale"), block.get("grad_scale")
+        scale = self.cfg.guidance.get("guidance_scale")
+        factor = GRAD_SCALE if block.get("grad_scale") is None else block["grad_scale"]
         if scale is not None:
             notes.append(f"guidance_scale is {scale:g} in text + s (text - uncond)")
-        if factor is not None and "lambda_sds" in self.cfg.loss:
+        if "lambda_sds" in self.cfg.loss:
             self.cfg.loss.lambda_sds = weigh(self.cfg.loss.lambda_sds, factor)
             notes.append(f"loss.lambda_sds is multiplied by grad_scale, {factor:g}")
         if left_out:

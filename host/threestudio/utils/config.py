@@ -27,10 +27,12 @@ from omegaconf.errors import (
 )
 
 import threestudio
+from threestudio.kinds import LEFT_OUT, ROLES, unknown_name
 from threestudio.utils.errors import (
     ConfigFileError,
     ConfigValueError,
     UnknownKeyError,
+    UnknownNameError,
     closest,
     did_you_mean,
     is_user_error,
@@ -281,8 +283,22 @@ def _parse_yaml(text: str, source: str) -> DictConfig:
 def _reject_missing(tree: dict[str, Any]) -> None:
     missing = _missing_keys(tree)
     if missing:
+        _reject_left_out(tree)  # who would answer, only to hear that it cannot run?
         examples = " ".join(f"{key}=..." for key in missing)
         raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
+
+
+def _reject_left_out(given: dict[str, Any], where: str = "") -> None:
+    """UnknownNameError if a `*_type` of the config is one that this host leaves out."""
+    for key, value in given.items():
+        if isinstance(value, dict):
+            _reject_left_out(value, f"{where}{key}.")
+        elif key in ROLES and isinstance(value, str):
+            for name in re.split("[:,]", value):
+                if name in LEFT_OUT and name not in threestudio.__modules__:
+                    raise UnknownNameError(
+                        f"{where}{key}: {unknown_name(name, threestudio.__modules__, ROLES[key])}", name=name
+                    )
 
 
 def _missing_keys(value: Any, key: str = "") -> list[str]:

@@ -19,6 +19,9 @@ from torch.autograd import Function
 from threestudio.utils.errors import ConfigValueError, did_you_mean
 from threestudio.utils.shape import ShapeLoss as ShapeLoss
 
+ValidScale = tuple[float, float] | Tensor
+"""A range for `scale_tensor`: low and high, numbers or tensors."""
+
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over the last dimension, which is kept."""

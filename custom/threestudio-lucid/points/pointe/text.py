@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import versions
 from ...errors import UserError, closest
 from ...guidance.prior import quiet
 from ...texts import plain_words
@@ -52,12 +53,13 @@ class TextVectors:
             with quiet():
                 words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=local)
                 encoder = CLIPTextModelWithProjection.from_pretrained(
-                    model, dtype=torch.float32, use_safetensors=True, local_files_only=local
+                    model, use_safetensors=True, local_files_only=local
                 )
         except Exception as error:  # tokenizers and safetensors raise bare ones for damaged files
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"The text encoder {model} cannot be loaded ({reason}). {next_step}") from error
-        return cls(words, encoder.to(device))
+            advice = versions.hint("transformers") or next_step
+            raise UserError(f"The text encoder {model} cannot be loaded ({reason}). {advice}") from error
+        return cls(words, encoder.to(device, torch.float32))
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Tensor:

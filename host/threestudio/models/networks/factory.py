@@ -33,6 +33,7 @@ _GRIDS = ("HashGrid", "Grid")
 _PROGRESSIVE = ("ProgressiveBandHashGrid", "ProgressiveBandFrequency")
 _BANDS = ("start_level", "start_step", "update_steps")
 _ENCODINGS = (*_GRIDS, *_PLAIN, *_PROGRESSIVE)
+LEFT_OUT = {"HashGridSpatialTime": "it is for scenes that move, and all here stand still"}
 _ENCODING_KEYS = (
     *DEFAULTS,
     *OTHER_KEYS,
@@ -120,10 +121,18 @@ def get_encoding(n_input_dims: int, config: Any) -> CompositeEncoding:
         UnknownKeyError: a key that no encoding, or not a hash grid, has.
     """
     config = _plain(config, "an encoding")
+    _check_otype(config["otype"])
     include_xyz = bool(config.pop("include_xyz", False))
     if tcnn() is None:
         _check_keys(config, "an encoding", _ENCODING_KEYS)
     return CompositeEncoding(_encoding(n_input_dims, config), include_xyz=include_xyz)
+
+
+def _check_otype(otype: str) -> None:
+    if otype in LEFT_OUT:
+        raise ConfigValueError(
+            f"threestudio has the encoding {otype!r}, and this host leaves it out: {LEFT_OUT[otype]}."
+        )
 
 
 def _encoding(n_input_dims: int, config: dict[str, Any]) -> nn.Module:
