@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
+from ..weights import check_finite
 from . import folder as files
 from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, find_card, is_hub_id
@@ -236,7 +237,10 @@ class Prior:
         unet = self._component("unet", UNet2DConditionModel, dtype)
         with quiet():
             merge_loras(unet, "unet", self.adapters.loras, self.card.name)
-            return unet.to(dtype=self.dtype, memory_format=self._unet_layout)
+            unet = unet.to(dtype=self.dtype, memory_format=self._unet_layout)
+        if self.adapters.loras:
+            check_finite(unet, self.adapters.loras[0].file, "Lower the LoRA's weight, or use another.")
+        return unet
 
     @cached_property
     def vae(self) -> Any:
@@ -352,7 +356,7 @@ class Prior:
             folder: where it is, if it is not a part of the prior's own.
 
         Raises:
-            UserError: the weights do not fit.
+            UserError: the weights do not fit, or are not finite.
         """
         from_file = self.single_file if folder is None else None
         folder = folder or self.source / name
@@ -372,7 +376,9 @@ class Prior:
                     **options,
                 )
                 check_report(folder, report)
-            return model.to(self.device).eval().requires_grad_(False)
+            model = model.to(self.device).eval().requires_grad_(False)
+            check_finite(model, from_file or folder)
+            return model
 
     def _from_single_file(self, name: str, cls: type) -> Any:
         """One part of a checkpoint in the original layout."""
