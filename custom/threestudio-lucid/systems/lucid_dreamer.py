@@ -157,7 +157,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
                 f"system.geometry.capacity={len(means)}."
             )
         self.record = Record.from_state(checkpoint.get("lucid_record", {}))
-        self.safeguard.load(checkpoint.get("lucid_safeguard", {}))
+        self.safeguard.load_checkpoint(self, checkpoint)
 
     # ---- one step --------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from torch import Tensor
 import threestudio
 from threestudio.utils.config import config_to_primitive
 
+from .. import weights
 from ..errors import UserError, check_finite
 from ..guidance.faults import PATIENCE, Faults
 
@@ -60,8 +62,15 @@ class Safeguard:
         counts = {name: getattr(self, name) for name in ("left_out", "undone", "good")}
         return {**counts, "bounds": dict(self.bounds)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`."""
+    def load_checkpoint(self, system: Any, checkpoint: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            UserError: it holds numbers that are not finite.
+        """
+        path = Path(system.trainer.ckpt_path or "checkpoint")
+        weights.check_finite(checkpoint["state_dict"], path, "Take an earlier one.")
+        state = checkpoint.get("lucid_safeguard", {})
         for name in ("left_out", "undone", "good"):
             setattr(self, name, state.get(name, 0))
         self.bounds = dict(state.get("bounds", {}))
@@ -247,7 +256,7 @@ class LucidSafeguard:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.safeguard.load(checkpoint.get("lucid_safeguard", {}))
+        self.safeguard.load_checkpoint(self, checkpoint)
 
 
 # ---- messages ----------------------------------------------------------------------------------------------
