@@ -12,6 +12,7 @@ from tiny import save_prior
 import threestudio
 import threestudio_lucid  # noqa: F401  (its resolvers and classes)
 from threestudio.utils.config import load_config, parse_structured
+from threestudio_lucid.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*-nerf.yaml"))
@@ -110,3 +111,19 @@ def test_mistakes_are_told(prior, tmp_path, override, message):
     with pytest.raises(Exception, match=message) as caught:
         launch(CONFIGS[0], prior, tmp_path / "out", override)
     assert caught.value.is_user_error
+
+
+def test_a_rate_of_a_million_is_undone_and_ends_the_run(prior, tmp_path):
+    config = ROOT / "configs/ism-nerf.yaml"
+    with pytest.raises(
+        UserError, match=r"Step 4: .* is 1e\+06 large.*system.optimizer.args.lr \(now 1e\+06\)"
+    ):
+        launch(config, prior, tmp_path, "system.optimizer.args.lr=1e6", "trainer.max_steps=6")
+
+
+def test_a_scale_beyond_all_sense_ends_the_run(prior, tmp_path):
+    config = ROOT / "configs/ism-nerf.yaml"
+    with pytest.raises(
+        UserError, match=r"Step 10: the difference of the scores .*guidance_scale \(now 1e\+09\)"
+    ):
+        launch(config, prior, tmp_path, "system.guidance.guidance_scale=1e9", "trainer.max_steps=12")

@@ -64,6 +64,7 @@ print(*mine)
         "lucid-point-shape",
         "lucid-point-text",
         "lucid-prompt-processor",
+        "lucid-safeguard",
         "lucid-sds-guidance",
     ]
 

@@ -27,6 +27,7 @@ _REGISTERING = (
     "gaussians.geometry",
     "renderers.gaussian",
     "systems.swap",
+    "systems.safeguard",
     "systems.lucid_dreamer",
     "systems.edit",
     "systems.picture_edit",

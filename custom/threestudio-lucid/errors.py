@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class UserError(ValueError):
@@ -45,8 +45,25 @@ def check_range(
             f"{name} is {value!r}; it must be a number{', ' if bounds else ''}{' and '.join(bounds)}."
         )
     too_low = low is not None and (value <= low if above else value < low)
-    if too_low or (high is not None and value > high) or math.isnan(value):
-        raise UserError(f"{name} is {value}; it must be {' and '.join(bounds)}.")
+    if too_low or (high is not None and value > high) or not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be {' and '.join(bounds) or 'a finite number'}.")
+
+
+def check_finite(section: str, values: object) -> None:
+    """Raises UserError that names the key of the first number in a config that is infinite or none.
+
+    Args:
+        section: key of `values`.
+        values: mappings and lists, nested, of whatever.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            check_finite(f"{section}.{key}", value)
+    elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        for index, value in enumerate(values):
+            check_finite(f"{section}[{index}]", value)
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise UserError(f"{section} is {values}; it must be a finite number.")
 
 
 def check_pair(name: str, value: object, form: str) -> tuple[float, float]:

@@ -40,6 +40,7 @@ from threestudio.utils.config import ExperimentConfig, config_to_primitive, load
 from threestudio.utils.errors import (
     CheckpointError,
     ConfigValueError,
+    OutOfMemoryError,
     UnknownKeyError,
     UnknownNameError,
     UserError,
@@ -58,6 +59,17 @@ MACHINE_ERRORS = (
     *(errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 )
 """Of an OSError: nobody's bug, wherever it strikes."""
+
+MEMORY_KEYS = (
+    "system.accumulate",
+    "data.batch_size",
+    "data.height",
+    "data.width",
+    "data.eval_batch_size",
+    "system.renderer.num_samples_per_ray",
+    "system.geometry.capacity",
+)
+"""What memory depends on, where a config has it."""
 
 
 @dataclass
@@ -125,6 +137,7 @@ def _run(request: Request, stopping: Stopping) -> None:
         _naming_what_is_safe(cfg),
         folders.claimed(cfg, place, training) as folder,
         _naming_the_key(cfg, request.config),
+        _saying_what_saves_memory(cfg),
     ):
         datamodule = threestudio.find(cfg.data_type)(cfg.data)
         system: BaseSystem = threestudio.find(cfg.system_type)(cfg.system, resumed=cfg.resume is not None)
@@ -450,6 +463,38 @@ def _naming_the_key(cfg: ExperimentConfig, file: str) -> Iterator[None]:
         kind = None if error.name in mixed_in else ROLES.get(key.rpartition(".")[2])
         message = unknown_name(str(error.name), threestudio.__modules__, kind)
         raise UnknownNameError(f"{key} in {file}: {message}", name=error.name) from error
+
+
+@contextlib.contextmanager
+def _saying_what_saves_memory(cfg: ExperimentConfig) -> Iterator[None]:
+    """Memory that does not suffice is told with the settings of this run that need less of it."""
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        where = _where_memory_ran_out(error)
+        if where is None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        given = [
+            f"{key} (now {now})" for key in MEMORY_KEYS if (now := OmegaConf.select(cfg, key)) is not None
+        ]
+        guidance = threestudio.__modules__.get(cfg.system.get("guidance_type"))
+        known = getattr(getattr(guidance, "Config", None), "__dataclass_fields__", {})
+        given += [
+            f"system.guidance.{key}" for key in ("vae", "dtype", "half_precision_weights") if key in known
+        ]
+        raise OutOfMemoryError(
+            f"{where} has not enough memory ({reason}). What needs less, best first: {', '.join(given)}."
+        ) from error
+
+
+def _where_memory_ran_out(error: BaseException) -> str | None:
+    """What has too little memory; None where the error is another."""
+    if isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA out of memory" in str(error):
+        return "The GPU"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # what torch says of a CPU
+        return "This machine"
+    return None
 
 
 def _key_of(cfg: ExperimentConfig, name: str | None) -> str | None:

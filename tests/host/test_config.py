@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.config import ExperimentConfig, dump_config, folder_name, load_config, parse_structured
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import ConfigValueError, UserError
 from threestudio.utils.misc import C
 
 
@@ -233,3 +233,22 @@ def test_every_field_of_the_top_level_is_documented():
     for line, following in zip(cls.body[1:], cls.body[2:], strict=False):
         if isinstance(line, ast.AnnAssign):
             assert isinstance(following, ast.Expr), ast.unparse(line)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999", "[0, 1.0, .inf, 9]"])
+def test_numbers_that_are_none_are_refused(value):
+    with pytest.raises(ConfigValueError, match=r"system.x.y.* is (-?inf|nan); it must be a finite number"):
+        load_config(f"tag: a\nsystem: {{x: {{y: {value}}}}}", from_string=True)
+
+
+def test_words_that_a_number_is_read_from_are_refused_too():
+    @dataclass
+    class Section:
+        lr: float = 0.1
+        limit: float = float("inf")
+        name: str = ""
+
+    assert parse_structured(Section, {"lr": 1, "name": "inf"}).limit == float("inf")  # a default is meant
+    for word in ("inf", "nan", "-Infinity"):
+        with pytest.raises(ConfigValueError, match=r"lr is (-?inf|nan); it must be a finite number"):
+            parse_structured(Section, {"lr": word})

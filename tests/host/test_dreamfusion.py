@@ -166,6 +166,32 @@ def test_one_value_makes_it_ism(launch, swap):
     assert len(values) == 2 and all(value > 0 for value in values)
 
 
+def test_scores_that_are_none_are_left_out_and_end_the_run(launch, monkeypatch):
+    from threestudio.models.guidance.latent_model import LatentModel
+
+    monkeypatch.setattr(LatentModel, "predict", lambda self, x, t, e: torch.full_like(x, torch.nan))
+    warnings = []
+    monkeypatch.setattr(threestudio, "warn", warnings.append)
+    with pytest.raises(
+        UserError, match=r"Step 10: the score is not finite .* 10 steps in a row.*No checkpoint"
+    ):
+        launch("trainer.max_steps=12", "trainer.val_check_interval=12", "checkpoint.every_n_train_steps=12")
+    assert [line.split(":")[0] for line in warnings if "score" in line] == [f"Step {n}" for n in range(1, 10)]
+
+
+def test_out_of_memory_names_what_helps(launch, monkeypatch):
+    from threestudio.models.guidance.latent_model import LatentModel
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LatentModel, "predict", full)
+    with pytest.raises(
+        UserError, match=r"The GPU has not enough memory .*data.batch_size \(now 2\), data.height"
+    ):
+        launch()
+
+
 def test_stages_of_a_checkpoint(launch):
     trial = launch()
     resume = f"resume={trial}/ckpts/last.ckpt"

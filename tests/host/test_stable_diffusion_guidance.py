@@ -269,3 +269,41 @@ def test_the_bundled_prior(root):
     guidance = load(root / "custom/threestudio-lucid/priors/mini")
     assert (guidance.model.image_size, guidance.model.latent_size) == (128, 16)
     assert guidance.weights_dtype == (torch.float16 if torch.cuda.is_available() else torch.float32)
+
+
+def test_a_network_that_is_not_finite_shows_and_is_explained(make, latents, monkeypatch):
+    guidance = make()
+    _, grad, _, _ = step(guidance, latents)
+    assert grad.isfinite().all() and guidance.explain_fault() is None
+    predict = type(guidance.model).predict
+
+    def spoilt(self, *args):
+        out = predict(self, *args)
+        out[0, 0, 0, 0] = float("nan")
+        return out
+
+    monkeypatch.setattr(type(guidance.model), "predict", spoilt)
+    _, grad, t, _ = step(guidance, latents)
+    assert not grad.isfinite().all()
+    told = guidance.explain_fault()
+    assert told.startswith("the score is not finite (1 of 512 numbers, at timestep ")
+    assert str(int(t[0])) in told and "float32" in told
+
+
+def test_a_scale_beyond_all_sense_is_no_gradient(make, latents):
+    guidance = make(guidance_scale=1e9)
+    _, grad, _, _ = step(guidance, latents)
+    assert not grad.isfinite().any()
+    assert "where it should be about 1" in guidance.explain_fault()
+
+
+def test_weights_that_are_not_finite_are_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model, tmp_path / "m")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"conv_in.weight of .*unet hold 1 numbers"):
+        threestudio.find("stable-diffusion-guidance")({"pretrained_model_name_or_path": str(folder)})

@@ -22,18 +22,24 @@ if TOY not in threestudio.__modules__:
             scale: float = 1.0
             nan_from: int = 10**9
             """Call from which on the loss is not finite."""
+            nan_until: int = 10**9
+            """Call until which, itself not included."""
+            out_of_memory: bool = False
+            """Raise what CUDA does where there is no memory left."""
 
         def configure(self):
             self.calls = 0
 
         def __call__(self, rgb, prompt_utils, **kwargs):
             self.calls += 1
+            if self.cfg.out_of_memory:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
             h, w = rgb.shape[1:3]
             y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing="ij")
             disc = ((x**2 + y**2) < 0.4).float()[..., None]
             target = disc * torch.tensor([0.9, 0.1, 0.1]) + (1 - disc) * rgb.detach()
             loss = self.cfg.scale * 0.5 * (rgb - target).square().sum() / len(rgb)
-            if self.calls >= self.cfg.nan_from:
+            if self.cfg.nan_from <= self.calls < self.cfg.nan_until:
                 loss = loss * float("nan")
             return {"loss_sds": loss, "grad_norm": (rgb - target).detach().norm()}
 

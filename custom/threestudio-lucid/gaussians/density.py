@@ -125,7 +125,7 @@ def refine(
     if frozen is None:
         frozen = torch.zeros_like(grad_sum, dtype=torch.bool)
     held = frozen[:count]
-    gradient = (grad_sum / grad_count)[:count].nan_to_num(0.0)
+    gradient = (grad_sum / grad_count.clamp_min(1.0))[:count]  # 0 of what no view has shown
     largest = params["log_scales"][:count].amax(dim=1).exp()
     opaque = params["logit_opacities"][:count].sigmoid() >= rules.prune_opacity
     limit = float("inf") if rules.prune_scale is None else rules.prune_scale

@@ -189,11 +189,15 @@ class LucidGaussianSplatting(BaseGeometry):
 
     def learning_rates(self, epoch: int, step: int) -> dict[str, float]:
         """Learning rates at a step, by the names of `parameter_groups`."""
-        fields = {"log_scales": "lr_scales", "logit_opacities": "lr_opacities"}
         return {
-            f"geometry.{name}": C(self.cfg[fields.get(name, f"lr_{name}")], epoch, step, interpolation="exp")
+            f"geometry.{name}": C(self.cfg[_RATES.get(name, f"lr_{name}")], epoch, step, interpolation="exp")
             for name in PARAMETERS
         }
+
+    def rate_key(self, group: str) -> str:
+        """The config's key of the learning rate of a group of `parameter_groups`."""
+        name = group.removeprefix("geometry.")
+        return f"system.geometry.{_RATES.get(name, f'lr_{name}')}"
 
     # ---- density control: thin calls of density.py on this cloud ---------------------------------------
 
@@ -227,6 +231,8 @@ class LucidGaussianSplatting(BaseGeometry):
         reset_opacity(self.cloud.params, moments, self.cloud.n, maximum, self.cloud.frozen)
 
 
+# Learning rates that are not called as their parameter.
+_RATES = {"log_scales": "lr_scales", "logit_opacities": "lr_opacities"}
 # Settings of every kind of source, and the fields of the geometry that they come from.
 _OWN_FIELDS = {
     "value": "init",

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..damaged import DAMAGED
 from ..errors import UserError, check_choice, check_range, closest
+from ..weights import check_finite
 from . import folder as files
 from .cards import PRIORS_FOLDER, is_hub_id
 from .prior import Prior, check_report, in_own_precision, loading, quiet
@@ -330,4 +331,6 @@ def _load(folder: Path, prior: Prior) -> Any:
             torch_dtype=prior.dtype,
         )
         check_report(folder, report)
-    return net.to(prior.device).eval().requires_grad_(False)
+    net = net.to(prior.device).eval().requires_grad_(False)
+    check_finite(net, folder)
+    return net

@@ -24,6 +24,7 @@ from .adapters import find_adapters
 from .cards import find_card
 from .combine import Conditioning, guided_output
 from .control import Control
+from .faults import Faults, Witness
 from .ism import RECIPE_DEFAULTS, RECIPES, Distillation, ism_step
 from .prior import Prior
 from .sample import denoise, sampling_path
@@ -134,6 +135,8 @@ class LucidGuidance(BaseObject):
         self._empty: Tensor | None = None
         self._checked_prompts: set[str] = set()
         self._step, self._calls = -1, 0
+        self._witness: Witness | None = None
+        self.faults = Faults(self.prior.dtype)
         self.update_step(0, 0)
         threestudio.info(
             f"Guidance: {type(self).__name__} ({self.cfg.recipe}) with prior {card.name}, "
@@ -145,6 +148,7 @@ class LucidGuidance(BaseObject):
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Timestep range and interval of this step; also restarts its sequence of random draws."""
         if global_step != self._step:
+            self._settle()
             self._step, self._calls = global_step, 0
         s = self.settings
         # the released loop counts its iterations from 1
@@ -157,6 +161,10 @@ class LucidGuidance(BaseObject):
             self.control.scale = C(self.control.cfg.scale, epoch, global_step)
         highest = self.prior.schedule.max_index
         self.min_step, self.max_step = min(first, highest), min(end - 1, highest)
+
+    def update_step_end(self, epoch: int, global_step: int) -> None:
+        """Tells of a step that was left out, unless the system has asked for it."""
+        self._settle()
 
     def __call__(
         self,
@@ -172,6 +180,8 @@ class LucidGuidance(BaseObject):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The loss whose gradient on the latents is the distillation gradient, divided by the batch size.
+
+        Where it is no number, or a senseless one (see `faults`), it is replaced by zeros, and told.
 
         Args:
             rgb: renderings [B, H, W, 3] in [0, 1], or with `rgb_as_latents` latents [B, H, W, C].
@@ -202,13 +212,21 @@ class LucidGuidance(BaseObject):
         flipped = coin < self.cfg.horizontal_flip
         if condition is not None:
             cond = replace(cond, picture=condition.flip(-1) if flipped else condition)
+        witness = self._witness = Witness()
+        witness.note("a rendered picture", rgb)
         source = None
         if source_rgb is not None:  # seen with the same randomness, so that what is alike stays alike
             source = self._latents(source_rgb, rgb_as_latents, flipped, twin(noise_draws)).detach()
-        latents = self._latents(rgb, rgb_as_latents, flipped, noise_draws)
+            witness.note("the encoded picture of what is edited", source)
+        latents = self._latents(witness.guarded(rgb), rgb_as_latents, flipped, noise_draws)
+        witness.note("an encoded picture", latents)
+        witness.note_texts(cond)
         noise = self._noise(latents, noise_draws)
         step = self.distill(latents.detach(), noise, index, cond, delta_t, noise_draws, source)
-        grad = step.grad if self._bound is None else step.grad.clamp(-self._bound, self._bound)
+        grad = witness.screen(step)
+        grad = grad if self._bound is None else grad.clamp(-self._bound, self._bound)
+        self._witness = None
+        self.faults.add(witness)
 
         out = {
             "loss_sds": _GivenGradient.apply(latents, grad),
@@ -256,8 +274,41 @@ class LucidGuidance(BaseObject):
     def networks(self, cond: Conditioning) -> tuple[Model, Model]:
         """Of the unguided scores, and of the guided one: the prior's, with or without a ControlNet."""
         if self.control is None:
-            return self.prior.predict, self.prior.predict
-        return self.control.networks(cond.picture)
+            unguided = guided = self.prior.predict
+        else:
+            unguided, guided = self.control.networks(cond.picture)
+        if self._witness is None:
+            return unguided, guided
+        return (
+            self._witness.watched("the score without text", unguided),
+            self._witness.watched("the score with text", guided),
+        )
+
+    # --- steps that are left out ----------------------------------------------------------------------------
+
+    def explain_fault(self) -> str | None:
+        """Why a gradient of this step was left out, as a clause; None if none was. Waits for the device."""
+        return self.faults.explain()
+
+    def what_helps(self) -> str:
+        """The settings that a score depends on, for the message of a run that cannot go on."""
+        where, cfg = "system.guidance.", self.cfg
+        parts = [f"{where}guidance_scale (now {self.guidance_scale:g})"]
+        if self.prior.dtype != torch.float32:
+            now = str(self.prior.dtype).removeprefix("torch.")
+            parts.append(f"{where}dtype=float32 (now {now})")
+        if cfg.inversion_guidance_scale != 1.0:
+            parts.append(f"{where}inversion_guidance_scale (now {cfg.inversion_guidance_scale:g})")
+        if self.control is not None:
+            parts.append(f"{where}control.scale (now {self.control.scale:g})")
+        if self.prior.adapters:
+            parts.append(f"{where}lora and embeddings")
+        return ", ".join([*parts, f"and the files of the prior ({self.prior.source})"])
+
+    def _settle(self) -> None:
+        """Tells of what went wrong in the step, unless the system has asked."""
+        if told := self.faults.settle(self._step + 1, self.what_helps()):
+            threestudio.warn(told)
 
     # --- the parts of a step --------------------------------------------------------------------------------
 
@@ -397,6 +448,7 @@ class LucidGuidance(BaseObject):
     def _check_config(self) -> None:
         where = "system.guidance."
         check_choice(where + "recipe", self.cfg.recipe, RECIPES)
+        check_range(where + "inversion_guidance_scale", self.cfg.inversion_guidance_scale, 0.0)
         check_range(where + "horizontal_flip", self.cfg.horizontal_flip, 0.0, 1.0)
         check_range(where + "noise_offset", self.cfg.noise_offset, 0.0)
         check_range(where + "inversion_eta", self.cfg.inversion_eta, 0.0)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ..damaged import DAMAGED, reason
 from .. import versions
 from ..errors import UserError, check_choice
+from ..weights import check_finite
 from . import folder as files
 from .adapters import NONE, Adapters
 from .cards import DTYPES, Card, find_card, is_hub_id
@@ -238,7 +239,10 @@ class Prior:
         unet = self._component("unet", UNet2DConditionModel, dtype)
         with quiet():
             merge_loras(unet, "unet", self.adapters.loras, self.card.name)
-            return unet.to(dtype=self.dtype, memory_format=self._unet_layout)
+            unet = unet.to(dtype=self.dtype, memory_format=self._unet_layout)
+        if self.adapters.loras:
+            check_finite(unet, self.adapters.loras[0].file, "Lower the LoRA's weight, or use another.")
+        return unet
 
     @cached_property
     def vae(self) -> Any:
@@ -356,7 +360,7 @@ class Prior:
             folder: where it is, if it is not a part of the prior's own.
 
         Raises:
-            UserError: the weights do not fit.
+            UserError: the weights do not fit, or are not finite.
         """
         from_file = self.single_file if folder is None else None
         folder = folder or self.source / name
@@ -376,7 +380,13 @@ class Prior:
                     folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
                 )
                 check_report(folder, report)
+<<<<<<< HEAD
             return model.to(self.device, dtype).eval().requires_grad_(False)
+=======
+            model = model.to(self.device).eval().requires_grad_(False)
+            check_finite(model, from_file or folder)
+            return model
+>>>>>>> numbers
 
     def _from_single_file(self, name: str, cls: type) -> Any:
         """One part of a checkpoint in the original layout."""

@@ -22,7 +22,11 @@ in `swap`.
 from __future__ import annotations
 
 import math
+<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Mapping, Sequence
+=======
+from collections.abc import Sequence
+>>>>>>> numbers
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
@@ -254,7 +258,8 @@ def check_schedule(name: str, value: Any, low: float, high: float | None = None)
         entries = list(value)
         values = entries[:2] if len(entries) == 3 else [*entries[1:3], *entries[4::2]]
     lengths_fit = not is_schedule(value) or len(entries) == 3 or (len(entries) >= 4 and len(entries) % 2 == 0)
-    if not lengths_fit or not all(isinstance(e, int | float) and not isinstance(e, bool) for e in entries):
+    numbers = all(isinstance(e, int | float) and not isinstance(e, bool) for e in entries)
+    if not lengths_fit or not numbers or not all(map(math.isfinite, entries)):
         raise UserError(f"{name} is {value!r}; it must be {form}.")
     if not all(low <= v and (high is None or v <= high) for v in values):
         bounds = f"at least {low:g}" + ("" if high is None else f" and at most {high:g}")

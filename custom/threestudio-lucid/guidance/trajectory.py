@@ -81,7 +81,7 @@ def ddim_step(
     if variance > 0.0:
         fresh = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x_u = x_u + math.sqrt(variance) * fresh
-    return torch.nan_to_num(x_u)
+    return x_u
 
 
 def stride_path(start: int, end: int, stride: int) -> list[int]:

@@ -89,7 +89,20 @@ class LucidGaussianRenderer(Rasterizer):
             scales [N, 3] or [B, N, 3] as drawn; screen: (means2d [B, N, 2], radii [B, N]), where means2d.grad
             after the backward pass is dL/d(pixel position).
         """
-        height, width = int(height), int(width)
+        # a place on the screen needs more digits than mixed precision has
+        with torch.autocast(c2w.device.type, enabled=False):
+            return self._render(c2w, fovy, int(height), int(width), rays_d, bg_color, generator)
+
+    def _render(
+        self,
+        c2w: Tensor,
+        fovy: Tensor,
+        height: int,
+        width: int,
+        rays_d: Tensor | None,
+        bg_color: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> dict[str, Any]:
         if generator is None:
             generator = seeded(self.cfg.seed, "augmentation", get_rank(), self._step, device=c2w.device)
         background = self._background(len(c2w), rays_d, bg_color, generator, c2w)

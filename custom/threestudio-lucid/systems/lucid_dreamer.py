@@ -8,9 +8,10 @@ One step, numbered from 1:
     4. clone, split, prune, reset opacities
     5. Adam
 
-All that is random is drawn from a function of (seed, rank, step), and all that a step leaves behind is in the
-checkpoint: parameters and number of Gaussians, density statistics, Adam's moments, the running record. So
-a run that was interrupted ends like one that was not.
+Steps of which nothing can be learned are left out, and steps after which the cloud is none are undone: see
+`safeguard`. All that is random is drawn from a function of (seed, rank, step), and all that a step leaves
+behind is in the checkpoint: parameters and number of Gaussians, density statistics, Adam's moments, the
+running record, what went wrong. So a run that was interrupted ends like one that was not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from torch import Tensor
 
 import threestudio
 from threestudio.systems.base import BaseLift3DSystem
-from threestudio.utils.config import parse_structured
+from threestudio.utils.config import config_to_primitive, parse_structured
 from threestudio.utils.misc import barrier, get_rank
 
 from ..data.cameras import view_batch
 from ..data.orbit import Cameras, circle
-from ..errors import UserError, check_pair, check_range, closest
+from ..errors import UserError, check_finite, check_pair, check_range, closest
 from ..gaussians.cloud import STATISTICS, moments_of, opacities
 from ..gaussians.density import DensityReport
 from ..gaussians.ply import write_ply
@@ -43,11 +44,10 @@ from . import density as timetable
 from .density import DensityConfig
 from .record import Record
 from .regularizers import opacity_entropy, total_variation
+from .safeguard import Safeguard, saying_what_saves_memory
 from .sheet import azimuth_label, contact_sheet
 from .swap import GuidanceSwap
 
-# How many steps in a row may lack finite gradients before a run gives up.
-PATIENCE = 10
 # Weights of our losses, and of those that threestudio's guidances return.
 OUR_LOSSES = ("sds", "tv", "scale", "opaque", "opacity", "anchor")
 THEIR_LOSSES = ("sds_img", "sdi", "vsd", "lora", "sd", "sd_img", "train_phi")
@@ -95,6 +95,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     # ---- construction ----------------------------------------------------------------------------------
 
     def configure(self) -> None:
+        check_finite("system", config_to_primitive(self.cfg))
         super().configure()
         if not (self.resumed or self.cfg.weights):  # a checkpoint brings its Gaussians
             self.geometry.make_room()
@@ -102,7 +103,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.automatic_optimization = False
         self.density: DensityConfig = parse_structured(DensityConfig, self.cfg.density)
         self.record = Record()
-        self._faults = 0
+        self.safeguard = Safeguard()
         self._full = False
         self._files: dict[str, str] = {}
         self._test_camera: dict[str, float] = {}
@@ -116,6 +117,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         anything is drawn, and before anything is written.
         """
         self._check_weights()
+        self._keep_gradients_unscaled()
         self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
         self.prompt_utils = self.prompt_processor()
@@ -130,11 +132,26 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
             fused=True,  # one pass over each parameter, on CUDA one launch, instead of a dozen
         )
 
+    def _keep_gradients_unscaled(self) -> None:
+        """Density control reads gradients on screen, which a GradScaler would multiply by 65,536.
+
+        With trainer.precision=16-mixed there is one. It has no use here: what has a gradient is computed in
+        float32 by the renderer, and in the dtype of its own by the prior.
+        """
+        plugin = self.trainer.precision_plugin
+        if getattr(plugin, "scaler", None) is not None:
+            plugin.scaler = None
+            threestudio.info(
+                f"trainer.precision={self.trainer.precision} changes nothing here, and gradients are not "
+                "scaled: Gaussians are float32, and the prior's arithmetic is system.guidance.dtype."
+            )
+
     # ---- checkpoints -----------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lucid_record"] = self.record.state()
         checkpoint["lucid_capacity"] = self.geometry.cfg.capacity  # as it was asked for
+        checkpoint["lucid_safeguard"] = self.safeguard.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         means = checkpoint["state_dict"].get("geometry.cloud.means")
@@ -150,6 +167,7 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
                 )
             cloud.resize(len(means))
         self.record = Record.from_state(checkpoint.get("lucid_record", {}))
+        self.safeguard.load_checkpoint(self, checkpoint)
 
     # ---- one step --------------------------------------------------------------------------------------
 
@@ -163,31 +181,50 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         for group in optimizer.param_groups:
             group["lr"] = rates[group["name"]]
 
-        draw = generator(self.cfg.seed, "training", get_rank(), step, device=batch["c2w"].device)
-        show_disparity = self._chance(self.cfg.as_latent_ratio, "as latent", step)
-        logs: dict[str, Tensor] = {}
-        rendered = []
-        for part in split_batch(batch, self.cfg.accumulate):
-            out = self(part, draw)
-            loss, values = self._loss(out, part, show_disparity)
-            self.manual_backward(loss / self.cfg.accumulate)
-            rendered.append((out["screen"], part["width"], part["height"]))
-            for name, value in values.items():
-                logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
-
-        logs["gaussians"] = self.geometry.cloud.n.float()
+        with saying_what_saves_memory(self):
+            logs, rendered, seen = self._gradients(batch, step)
         every = self.trainer.log_every_n_steps
         if every and (step + 1) % every == 0:  # in between Lightning's loggers would not see it
             # Here and not at the end: a GPU is still busy with all of the above, and waited for below.
             self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=1)
 
         self._restrain_gradients()
-        if self._gradients_are_finite(step):
-            self._control_density(optimizer, rendered, step + 1)
+        fault = self.safeguard.fault(self, logs["loss"], seen)
+        record = self.record.state()
+        if fault is None:
             self.record.update(logs)
+            self.safeguard.keep(self)
+            self._control_density(optimizer, rendered, step + 1)
+        else:
+            self.zero_grad(set_to_none=True)
+            self.safeguard.leave_out(self, step + 1, fault)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._wander(rates, step + 1)
+        if fault is None:
+            self._wander(rates, step + 1)
+            if not self.safeguard.check(self, step + 1):
+                self.record = Record.from_state(record)
+
+    def _gradients(self, batch: dict[str, Any], step: int) -> tuple[dict[str, Tensor], list, Tensor]:
+        """Renders, asks the guidance and goes back; part after part, if so configured.
+
+        Returns:
+            values for the log; of each part (means2d, radii), width and height; the largest opacity of all.
+        """
+        draw = generator(self.cfg.seed, "training", get_rank(), step, device=batch["c2w"].device)
+        show_disparity = self._chance(self.cfg.as_latent_ratio, "as latent", step)
+        logs: dict[str, Tensor] = {}
+        rendered, seen = [], []
+        for part in split_batch(batch, self.cfg.accumulate):
+            out = self(part, draw)
+            loss, values = self._loss(out, part, show_disparity)
+            self.manual_backward(loss / self.cfg.accumulate)
+            rendered.append((out["screen"], part["width"], part["height"]))
+            seen.append(out["opacity"].detach().amax())
+            for name, value in values.items():
+                logs[name] = logs.get(name, 0.0) + value / self.cfg.accumulate
+        logs["gaussians"] = self.geometry.cloud.n.float()
+        return logs, rendered, torch.stack(seen).amax()
 
     def _loss(
         self, out: dict[str, Any], batch: dict[str, Any], show_disparity: bool
@@ -271,28 +308,15 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
     def _restrain_gradients(self) -> None:
         """Where subclasses drop gradients of what may not move."""
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Nothing: gradients were looked at before density control read them."""
+
     def _chance(self, probability: float, purpose: str, step: int) -> bool:
         return torch.rand((), generator=generator(self.cfg.seed, purpose, step)).item() < probability
 
-    def _gradients_are_finite(self, step: int) -> bool:
-        """Whether this step may move anything; otherwise its gradients are dropped.
-
-        Raises:
-            UserError: `PATIENCE` such steps in a row.
-        """
-        grads = [p.grad for p in self.geometry.parameters() if p.grad is not None]
-        if torch.stack([grad.isfinite().all() for grad in grads]).all():  # one wait for the device
-            self._faults = 0
-            return True
-        self._faults += 1
-        self.zero_grad(set_to_none=True)
-        threestudio.warn(f"Step {step + 1}: gradients are not finite; the step is left out.")
-        if self._faults >= PATIENCE:
-            raise UserError(
-                f"{PATIENCE} steps in a row had no finite gradients, the last of them step {step + 1}. "
-                "Lower the learning rates or guidance_scale, or use float32: system.guidance.dtype=float32."
-            )
-        return False
+    def rate_key(self, group: str) -> str:
+        """The config's key of the learning rate of one of the optimizer's groups."""
+        return self.geometry.rate_key(group)
 
     # ---- density control -------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from ..errors import UserError
 from ..guidance.cards import find_card
 from ..guidance.prior import Prior
 from ..guidance.stock import check_schedule
+from .safeguard import LucidSafeguard
 from .sheet import contact_sheet
 
 # The larger side of a picture on the sheet of before, after and difference.
@@ -34,7 +35,7 @@ SHEET_SIDE = 512
 
 
 @threestudio.register("lucid-picture-edit-system")
-class LucidPictureEditSystem(BaseSystem):
+class LucidPictureEditSystem(LucidSafeguard, BaseSystem):
     """Edits the one picture of `lucid-picture-datamodule`."""
 
     @dataclass
@@ -62,6 +63,7 @@ class LucidPictureEditSystem(BaseSystem):
     # ---- construction ----------------------------------------------------------------------------------
 
     def configure(self) -> None:
+        super().configure()
         # no weights are loaded here: only the size of the latents is needed
         told = self.cfg.guidance
         card = find_card(told.get("pretrained_model_name_or_path") or told.get("prior", "auto"))
@@ -99,11 +101,18 @@ class LucidPictureEditSystem(BaseSystem):
         )
         for name, value in guided.items():
             self.log(f"train/{name}", torch.as_tensor(value).detach().float())
-        return guided["loss_sds"] * self.C(self.cfg.loss.get("lambda_sds", 1.0))
+        loss = guided["loss_sds"] * self.C(self.cfg.loss.get("lambda_sds", 1.0))
+        self._loss = loss.detach()
+        return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self.latents.grad is not None:
             self.latents.grad.mul_(self._latent_mask)
+        super().on_before_optimizer_step(optimizer)
+
+    def rate_key(self, group: str) -> str:
+        """The config's key of the learning rate."""
+        return "system.lr"
 
     @torch.no_grad()
     def _begin(self, batch: dict[str, Any]) -> None:

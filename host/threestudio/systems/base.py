@@ -14,10 +14,15 @@ from threestudio.kinds import ROLES, kind_of, names_of
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.config import load_config, parse_structured
-from threestudio.utils.errors import CheckpointError, UnknownNameError
+from threestudio.utils.errors import CheckpointError, DivergenceError, UnknownNameError
 from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import C, cleanup, find_last_path, get_device, load_module_weights
 from threestudio.utils.saving import SaverMixin
+
+PATIENCE = 10
+"""How many steps in a row may lack finite gradients before a run gives up."""
+SCALER_PATIENCE = 30
+"""As many where a GradScaler looks for a scale: it leaves such steps out, and halves it, from 65536 down."""
 
 
 class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
@@ -52,6 +57,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.cfg = parse_structured(type(self).Config, cfg)
         self._resumed = resumed
         self._resumed_eval: tuple[int, int] | None = None
+        self._left_out = 0
         self.create_loggers(self.cfg.loggers)
         if get_device().type == "cpu":
             keep_freed_memory()  # a step asks for what the step before has freed
@@ -151,6 +157,42 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 
     def preprocess_data(self, batch: dict[str, Any], stage: str) -> None:
         """Change ``batch`` in place before anything sees it; stage is train, validation, test or predict."""
+
+    # ---- gradients that are no numbers -------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave out a step whose gradients are not finite, say so and why, and give up after `PATIENCE`.
+
+        Raises:
+            DivergenceError: too many in a row.
+        """
+        grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        if not grads:
+            return
+        if torch.stack([grad.isfinite().all() for grad in grads.values()]).all():  # one wait for the device
+            self._left_out = 0
+            return
+        self._left_out += 1
+        optimizer.zero_grad(set_to_none=True)
+        cause = getattr(getattr(self, "guidance", None), "explain_fault", lambda: None)()
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        name = next(name for name, grad in grads.items() if not grad.isfinite().all())
+        told = f"Step {self.global_step + 1}: " + (cause or f"the gradient of {name} is not finite")
+        if self._left_out >= (SCALER_PATIENCE if scales and cause is None else PATIENCE):
+            raise DivergenceError(
+                f"{told}. So it was {self._left_out} steps in a row. Lower the learning rate "
+                "(system.optimizer.args.lr) or system.guidance.guidance_scale, or use float32: "
+                "trainer.precision=32-true, system.guidance.half_precision_weights=false. "
+                f"{self.saved_so_far()}"
+            )
+        if cause or not scales:
+            threestudio.warn(f"{told}; the step is left out.")
+
+    def saved_so_far(self) -> str:
+        """A sentence that names the last checkpoint of this run."""
+        callback = self.trainer.checkpoint_callback
+        path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        return f"Go on from the last good state: resume={path}" if path else "No checkpoint was saved yet."
 
     # ---- update_step around every batch --------------------------------------------------------------------
 

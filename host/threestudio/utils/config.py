@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import warnings
@@ -218,6 +219,7 @@ def load_config(
         _reject_missing(tree)
         # Not OmegaConf.resolve, after which texts with an escaped ${ would be references.
         resolved = escape_all(OmegaConf.to_container(OmegaConf.create(tree), resolve=True))
+        _reject_infinite(resolved)
     except OmegaConfBaseException as error:
         raise _readable(error) from error
     return parse_structured(ExperimentConfig, OmegaConf.create(resolved))
@@ -288,6 +290,7 @@ def _reject_missing(tree: dict[str, Any]) -> None:
         raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
 
 
+<<<<<<< HEAD
 def _reject_left_out(given: dict[str, Any], where: str = "") -> None:
     """UnknownNameError if a `*_type` of the config is one that this host leaves out."""
     for key, value in given.items():
@@ -299,6 +302,18 @@ def _reject_left_out(given: dict[str, Any], where: str = "") -> None:
                     raise UnknownNameError(
                         f"{where}{key}: {unknown_name(name, threestudio.__modules__, ROLES[key])}", name=name
                     )
+=======
+def _reject_infinite(value: Any, key: str = "") -> None:
+    """Raise ConfigValueError that names the key of a number that is infinite or none."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _reject_infinite(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _reject_infinite(inner, f"{key}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigValueError(f"{key} is {value}; it must be a finite number.")
+>>>>>>> numbers
 
 
 def _missing_keys(value: Any, key: str = "") -> list[str]:
@@ -401,6 +416,9 @@ def parse_structured(fields: Any, cfg: dict | DictConfig | None = None) -> Any:
         if isinstance(error, TypeError) and "missing" not in str(error):
             raise
         raise ConfigValueError(section.prefix(str(error))) from error
+    for key, value in values.items():
+        if isinstance(value, str) and value != "???":  # omegaconf reads "inf" where a number is wanted
+            _reject_infinite(parsed[key], f"{section.key}.{key}" if section.key else key)
     if section.key:
         parsed._set_key(section.key)  # so that sections nested in this one know their full name
     return parsed

@@ -54,6 +54,14 @@ class FolderError(UserError, OSError):
     """A run's folder that cannot be made, or is another run's."""
 
 
+class DivergenceError(UserError, RuntimeError):
+    """A training whose numbers are none any more."""
+
+
+class OutOfMemoryError(UserError, RuntimeError):
+    """A config that asks for more memory than there is."""
+
+
 class ModelError(UserError, OSError):
     """A pretrained model that is missing, damaged, or out of reach."""
 

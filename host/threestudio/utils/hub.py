@@ -113,7 +113,7 @@ def load_part(folder: Path, part: str, cls: type, key: str, dtype: Any = None) -
         dtype: of its weights; None: float32.
 
     Raises:
-        ModelError: the weights are damaged or do not fit the part's config.
+        ModelError: the weights are damaged, not finite, or do not fit the part's config.
     """
     import torch
 
@@ -127,7 +127,21 @@ def load_part(folder: Path, part: str, cls: type, key: str, dtype: Any = None) -
         wrong = [name for name in wrong if "position_ids" not in name]
         if wrong:
             raise ValueError(f"no weights that fit {', '.join(wrong[:3])}")
+    _check_finite(model, folder / part, key)
     return model.eval().requires_grad_(False)
+
+
+def _check_finite(model: Any, folder: Path, key: str) -> None:
+    """One weight that is no number makes everything behind it none."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and (bad := value.numel() - int(value.isfinite().sum())):
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{key}: the weights {name} of {folder} hold {bad:,} numbers of {value.numel():,} that are "
+                f"not finite in {dtype}: the file is damaged"
+                + (", or they are too large for it: half_precision_weights=false" if "16" in dtype else "")
+                + ". Copy or download it again, or name another."
+            )
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ...errors import UserError
+from ...weights import check_finite
 
 ADDRESS = "https://openaipublic.azureedge.net/main/point-e"
 BASE_URL = f"{ADDRESS}/base_40m_textvec.pt"
@@ -89,7 +90,7 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     mode.
 
     Raises:
-        UserError: see `read_weights`; or its names or shapes are not the network's.
+        UserError: see `read_weights`; or its names or shapes are not the network's, or numbers not finite.
     """
     weights = read_weights(path)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -104,5 +105,6 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     if problems:
         listed = "; ".join(sorted(problems)[:3])
         raise UserError(f"{path} does not fit this network: {listed} ({len(problems)} differences).")
+    check_finite(weights, path)
     model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     return model.eval().requires_grad_(False)

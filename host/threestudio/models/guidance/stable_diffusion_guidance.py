@@ -30,6 +30,8 @@ from threestudio.utils.hub import loading, quiet
 from threestudio.utils.misc import C, is_schedule, schedule_knots
 
 KEY = "system.guidance.pretrained_model_name_or_path"
+LARGEST_GRADIENT = 1e4
+"""Root mean square over a view's latents above which a gradient means nothing: scores are about 1."""
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "sds": lambda alphas: 1 - alphas,
     "uniform": torch.ones_like,
@@ -131,6 +133,7 @@ class StableDiffusionGuidance(BaseObject):
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
         self.us = ((1 - self.alphas) / self.alphas).sqrt()
         self.grad_clip_val: float | None = None
+        self._seen: list[tuple[str, Tensor]] = []
         self.set_min_max_steps()
         threestudio.info(
             f"Guidance: Stable Diffusion of {name}, {self.model.image_size} px, "
@@ -272,6 +275,7 @@ class StableDiffusionGuidance(BaseObject):
             grad_img = None
         else:
             grad, grad_img, step = self.compute_grad_sds(latents, image, t, prompt_utils, *views)
+        self._remember(rgb, latents, step)
         grad = self._clipped(grad)
         out: dict[str, Any] = {
             "loss_sds": _loss_with_gradient(latents, grad),
@@ -361,8 +365,38 @@ class StableDiffusionGuidance(BaseObject):
         }
 
     def _clipped(self, grad: Tensor) -> Tensor:
-        grad = torch.nan_to_num(grad)
+        """Within ``grad_clip``; not a number where it is so large that it means nothing.
+
+        What is no number stays none, so that the system leaves the step out and asks `explain_fault`.
+        """
+        size = grad.square().flatten(1).mean(1).amax().sqrt()
+        grad = torch.where(size <= LARGEST_GRADIENT, grad, torch.full_like(grad, torch.nan))
         return grad if self.grad_clip_val is None else grad.clamp(-self.grad_clip_val, self.grad_clip_val)
+
+    # ---- what went wrong -----------------------------------------------------------------------------------
+
+    def _remember(self, rgb: Tensor, latents: Tensor, step: dict[str, Any]) -> None:
+        """Keep hold of what a step computed, in this order, for `explain_fault`."""
+        seen = {
+            "a rendered picture": rgb,
+            "an encoded picture": latents,
+            "the embedding of the text": step["text_embeddings"],
+            "the noisy latents": step["latents_noisy"],
+            "the score": step["noise_pred"],
+        }
+        self._seen = [(what, value.detach()) for what, value in seen.items()]
+        self._timesteps = step["t_orig"]
+
+    def explain_fault(self) -> str | None:
+        """Why the gradient of the last call is not finite, as a clause; None if nothing is known."""
+        timesteps = ", ".join(str(int(t)) for t in self._timesteps.reshape(-1)) if self._seen else ""
+        where = f"at timestep {timesteps}, {str(self.weights_dtype).removeprefix('torch.')}"
+        for what, value in self._seen:
+            if bad := value.numel() - int(value.isfinite().sum()):
+                return f"{what} is not finite ({bad:,} of {value.numel():,} numbers, {where})"
+            if what == "the score" and float(value.square().mean().sqrt()) > LARGEST_GRADIENT:
+                return f"the score is {float(value.abs().max()):.2g} ({where}), where it should be about 1"
+        return None
 
     # ---- pictures and schedules ----------------------------------------------------------------------------
 

@@ -213,6 +213,7 @@ class StableDiffusionSDIGuidance(StableDiffusionGuidance):
         target, noisy, noise, step = self.compute_grad_sdi(
             latents, t, prompt_utils, *views, call_with_defined_noise=call_with_defined_noise
         )
+        self._remember(rgb, latents, step)
         out: dict[str, Any] = {
             "loss_sdi": 0.5 * F.mse_loss(latents, target) / len(rgb),
             "grad_norm": (latents - target).norm().detach(),
