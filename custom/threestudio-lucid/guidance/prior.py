@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..damaged import DAMAGED, reason
 from .. import versions
+from ..damaged import DAMAGED, reason
 from ..errors import UserError, check_choice
 from ..weights import check_finite
 from . import folder as files
@@ -380,13 +380,9 @@ class Prior:
                     folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
                 )
                 check_report(folder, report)
-<<<<<<< HEAD
-            return model.to(self.device, dtype).eval().requires_grad_(False)
-=======
-            model = model.to(self.device).eval().requires_grad_(False)
+            model = model.to(self.device, dtype).eval().requires_grad_(False)
             check_finite(model, from_file or folder)
             return model
->>>>>>> numbers
 
     def _from_single_file(self, name: str, cls: type) -> Any:
         """One part of a checkpoint in the original layout."""

@@ -22,11 +22,7 @@ in `swap`.
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
 from collections.abc import Callable, Iterable, Mapping, Sequence
-=======
-from collections.abc import Sequence
->>>>>>> numbers
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 

@@ -290,7 +290,6 @@ def _reject_missing(tree: dict[str, Any]) -> None:
         raise ConfigValueError(f"The config leaves {', '.join(missing)} for you to give: add {examples}.")
 
 
-<<<<<<< HEAD
 def _reject_left_out(given: dict[str, Any], where: str = "") -> None:
     """UnknownNameError if a `*_type` of the config is one that this host leaves out."""
     for key, value in given.items():
@@ -302,7 +301,8 @@ def _reject_left_out(given: dict[str, Any], where: str = "") -> None:
                     raise UnknownNameError(
                         f"{where}{key}: {unknown_name(name, threestudio.__modules__, ROLES[key])}", name=name
                     )
-=======
+
+
 def _reject_infinite(value: Any, key: str = "") -> None:
     """Raise ConfigValueError that names the key of a number that is infinite or none."""
     if isinstance(value, dict):
@@ -313,7 +313,6 @@ def _reject_infinite(value: Any, key: str = "") -> None:
             _reject_infinite(inner, f"{key}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigValueError(f"{key} is {value}; it must be a finite number.")
->>>>>>> numbers
 
 
 def _missing_keys(value: Any, key: str = "") -> list[str]:
