@@ -5,11 +5,11 @@
     python launch_examples/compare_sds_ism.py --prompt "a red mug" --representation gs,nerf --seeds 3
     python launch_examples/compare_sds_ism.py --arms sds:25,ism:7.5 --steps 900 system.guidance.prior=sd15
 
-Leaves compare.html in --out, which needs no file beside it: turntables, learning curves, the toybox grader's
-opinion, detail and saturation against the true object, seconds a step. It is written anew after every arm.
-Call it again with the same --out and it goes on where it stopped: finished arms are not trained again,
-unfinished ones resume from their last checkpoint. An arm that fails shows its last lines on the page. Exit
-status 1 if one did.
+Leaves compare.html in --out, which needs no file beside it: turntables, learning curves, how close each
+asset is to true objects, the grader's opinion, detail and saturation, seconds a step. It is written anew
+after every arm. Call it again with the same --out and it goes on where it stopped: finished arms are not
+trained again, unfinished ones resume from their last checkpoint. An arm that fails shows its last lines on
+the page. Exit status 1 if one did.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ import torch
 from threestudio_lucid.files import write_text
 from toybox import captions, page, runs, trials
 from toybox.grade import Grader
+from toybox.grade.truth import COLUMNS, grade_truth, nearest_truth, shown, true_instances
+from toybox.grade.truth import INSTANCES as COMPARED
 from toybox.measures import detail, object_mask, saturation
-from toybox.trials import AZIMUTHS, Mistake, card, mean, percent
+from toybox.trials import AZIMUTHS, Mistake, card, mean, mean_of_known, percent
 from toybox.truth import true_views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,9 +75,10 @@ class Result:
     video: Path | None = None
     views: np.ndarray | None = None
     seconds_per_step: float | None = None
+    numbers: dict[str, float | None] = field(default_factory=dict)
+    """How close it is to the truth, see `toybox.grade.truth.Verdict`."""
     detail: float = 0.0
     saturation: float = 0.0
-    sure: float | None = None
     object: float | None = None
     color: float | None = None
     direction: float | None = None
@@ -105,9 +108,9 @@ def command_of(arm: Arm, options: argparse.Namespace) -> list[str]:
 # ---- judging -----------------------------------------------------------------------------------------------
 
 
-def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Result:
+def judge(arm: Arm, options: argparse.Namespace, spec: captions.Spec | None, grader: Grader) -> Result:
     """Pictures and numbers of a finished arm."""
-    trial = trials.trial_of(arm.name, out)
+    trial = trials.trial_of(arm.name, options.out)
     video, views = trials.look(trial)
     masks = [object_mask(view) for view in views]
     logged = {name: points for name, points in runs.curves(trial).items() if name.startswith("train/")}
@@ -123,8 +126,8 @@ def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Re
     )
     if spec is not None:
         opinion = trials.grade(views, spec, grader)
-        result.object, result.color = opinion.object, opinion.color
-        result.direction, result.sure = opinion.direction, opinion.sure
+        result.object, result.color, result.direction = opinion.object, opinion.color, opinion.direction
+        result.numbers = grade_truth(trial, options.prompt, options.instances).numbers()
         result.belief = [
             (step, trials.sure(grader(trials.channels_first(pictures)), spec))
             for step, pictures in runs.training_views(trial).items()
@@ -134,25 +137,32 @@ def judge(arm: Arm, out: Path, spec: captions.Spec | None, grader: Grader) -> Re
 
 @dataclass(frozen=True)
 class Truth:
-    """The object that the prompt asks for, as the arms' cameras see it."""
+    """The object that the prompt asks for, as the arms' cameras see it.
+
+    numbers: how close another true object is to it.
+    """
 
     video: Path
     views: np.ndarray
+    numbers: dict[str, float | None]
     detail: float
     saturation: float
 
 
-def truth_of(spec: captions.Spec, camera: runs.Camera, size: int, out: Path) -> Truth:
+def truth_of(spec: captions.Spec, camera: runs.Camera, size: int, options: argparse.Namespace) -> Truth:
     """Drawn with the camera of the runs, as large as their pictures."""
     look = {"elevation": camera.elevation, "distance": camera.distance, "fovy": camera.fovy, "size": size}
-    video = out / "truth.mp4"
+    video = options.out / "truth.mp4"
     if not video.exists():
         page.write_video(video, true_views(spec, np.linspace(0, 360, 60), **look), fps=15)
     instances = [true_views(spec, AZIMUTHS, seed=seed, **look) for seed in range(INSTANCES)]
+    first, *others = true_instances(spec, camera, max(options.instances, 2))
+    another = nearest_truth(lambda _: first, others, camera).numbers()
     every = [(view, object_mask(view)) for views in instances for view in views]
     return Truth(
         video,
         instances[0],
+        another,
         mean(detail(view, mask) for view, mask in every),
         mean(saturation(view, mask) for view, mask in every),
     )
@@ -161,10 +171,14 @@ def truth_of(spec: captions.Spec, camera: runs.Camera, size: int, out: Path) -> 
 # ---- the page ----------------------------------------------------------------------------------------------
 
 NOTE = """Same seed, cameras and number of steps in every column; the arms differ in the method and the
-guidance scale alone. <b>Object, colour, direction</b>: share of eight views that the toybox grader names
-rightly; <b>sure</b>: the probability it gives the right object. <b>Detail</b>: energy of the fine structure
-inside the outline, 1 is that of the true object; less is over-smoothed, more is noise. <b>Saturation</b>:
-mean of the object's pixels. <b>s / step</b>: median time of a step."""
+guidance scale alone. Eight views are compared with those of the nearest of several true objects, at the
+uniform scale of the asset that fits best: <b>PSNR</b> of the pictures and, <b>inside</b>, of what is two
+pixels off the outline; <b>IoU</b> of the silhouettes; <b>fuzz</b>: half-transparent area, where a true
+outline has 1; <b>holes</b>: share of the inside that something shines through; <b>strays</b>: what is more
+than three pixels outside, in units of the object; <b>scale</b>: below 1 the asset is too large. <b>Object,
+colour, direction</b>: share of eight views that the toybox grader names rightly. <b>Detail</b>: energy of
+the fine structure inside the outline, 1 is that of the true object; less is over-smoothed, more is noise.
+<b>Saturation</b>: mean of the object's pixels. <b>s / step</b>: median time of a step."""
 
 
 def write(path: Path, options: argparse.Namespace, results: Sequence[Result], truth: Truth | None) -> None:
@@ -187,13 +201,15 @@ def write(path: Path, options: argparse.Namespace, results: Sequence[Result], tr
 
 def table_of(results: Sequence[Result], truth: Truth | None) -> tuple[list[str], list[list[str]]]:
     """Header and rows: each method's mean over its seeds, and the true object."""
-    header = ["", "seeds", "object", "sure", "colour", "direction", "detail", "saturation", "s / step"]
+    named = ["object", "colour", "direction"]
+    header = ["", "seeds", *COLUMNS.values(), *named, "detail", "saturation", "s / step"]
     rows = []
     for label in dict.fromkeys(result.arm.label for result in results):
         all_of_it = [result for result in results if result.arm.label == label]
         good = [result for result in all_of_it if result.error is None]
         seeds = str(len(good)) if len(good) == len(all_of_it) else f"{len(good)} of {len(all_of_it)}"
-        numbers = [percent(_over(good, name)) for name in ("object", "sure", "color", "direction")]
+        numbers = [shown(key, mean_of_known(result.numbers.get(key) for result in good)) for key in COLUMNS]
+        numbers += [percent(_over(good, name)) for name in ("object", "color", "direction")]
         fine = _over(good, "detail")
         ratio = "–" if fine is None or truth is None else f"{fine / max(truth.detail, 1e-12):.2f}"
         colourful, pace = _over(good, "saturation"), _over(good, "seconds_per_step")
@@ -204,20 +220,22 @@ def table_of(results: Sequence[Result], truth: Truth | None) -> tuple[list[str],
         ]
         rows.append([label, seeds, *numbers])
     if truth is not None:
-        rows.append(["the true object", "", "", "", "", "", "1.00", f"{truth.saturation:.2f}", ""])
+        alike = [shown(key, truth.numbers[key]) for key in COLUMNS]
+        rows.append(["another true object", "", *alike, "", "", "", "1.00", f"{truth.saturation:.2f}", ""])
     return header, rows
 
 
 def _over(results: Sequence[Result], name: str) -> float | None:
-    values = [getattr(result, name) for result in results if getattr(result, name) is not None]
-    return mean(values) if values else None
+    return mean_of_known(getattr(result, name) for result in results)
 
 
 def card_of(result: Result) -> str:
     if result.error is not None:
         return trials.failed_card(result.arm.label, result.error)
-    seen = f"object {percent(result.object)}, colour {percent(result.color)}"
-    return card(result.arm.label, result.video, result.views, seen if result.object is not None else "")
+    seen = ", ".join(
+        f"{COLUMNS[key]} {shown(key, result.numbers.get(key))}" for key in ("psnr", "iou", "fuzz")
+    )
+    return card(result.arm.label, result.video, result.views, seen if result.numbers else "")
 
 
 def charts_of(representation: str, results: Sequence[Result]) -> str:
@@ -298,6 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each arm (%(default)s)")
     parser.add_argument("--steps", type=int, help="of training (the config's)")
+    parser.add_argument(
+        "--instances", type=int, default=COMPARED, help="true objects to compare with (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder (outputs/compare/PROMPT)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     options = parser.parse_intermixed_args(arguments)
@@ -311,12 +332,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"[{number}/{len(arms)}] {arm.label}, seed {arm.seed}", file=sys.stderr)
         error = trials.train(arm.name, options.out, partial(command_of, arm, options))
         try:
-            results.append(Result(arm, error) if error else judge(arm, options.out, spec, grader))
-        except FileNotFoundError as missing:  # somebody tidied up
+            results.append(Result(arm, error) if error else judge(arm, options, spec, grader))
+        except (FileNotFoundError, ValueError) as missing:  # somebody tidied up
             results.append(Result(arm, str(missing)))
         if results[-1].error is None and truth is None and spec is not None:
             camera = runs.camera_of(trials.trial_of(arm.name, options.out))
-            truth = truth_of(spec, camera, results[-1].views.shape[1], options.out)
+            truth = truth_of(spec, camera, results[-1].views.shape[1], options)
         write(path, options, results, truth)
     header, rows = table_of(results, truth)
     for row in [header, *rows]:

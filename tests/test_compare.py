@@ -20,7 +20,7 @@ def compare(load_script):
 
 def options_of(prior: Path, out: Path) -> list[str]:
     return [
-        *("--prompt", "a red mug", "--steps", "2", "--out", str(out)),
+        *("--prompt", "a red mug", "--steps", "2", "--instances", "2", "--out", str(out)),
         f"system.guidance.prior={prior}",
         f"system.prompt_processor.cache_dir={out}/cache",
         *("data.height=16", "data.batch_size=2", "data.eval_height=32", "data.n_test_views=9"),
@@ -34,6 +34,7 @@ def test_two_steps_of_each_and_again(compare, small_prior, tmp_path, capfd, monk
     text = (tmp_path / "compare.html").read_text()
     assert text.count('src="data:video/mp4;base64,') == 3  # two arms and the truth
     assert not re.findall(r'(?:src|href)="(?!data:)', text)  # nothing beside the page
+    assert "<th>PSNR, dB</th>" in text and len(re.findall(r"PSNR, dB \d+\.\d, IoU", text)) == 2
     assert text.count("<svg") == 2 and "SDS 7.5 gs" in text and "ISM gs" in text
     parsed = [
         yaml.safe_load((tmp_path / f"runs/{name}-seed0/configs/parsed.yaml").read_text())
@@ -93,10 +94,20 @@ def test_mistakes(compare, arguments, words, tmp_path):
 
 
 def test_the_table_averages_seeds_and_sets_detail_against_the_truth(compare):
-    truth = compare.Truth(Path("t.mp4"), np.zeros((8, 4, 4, 3)), detail=0.02, saturation=0.7)
+    alike = {
+        "psnr": 30.0,
+        "inside": None,
+        "iou": 0.99,
+        "fuzz": 1.0,
+        "holes": 0.0,
+        "strays": 0.0,
+        "scale": 1.0,
+    }
+    truth = compare.Truth(Path("t.mp4"), np.zeros((8, 4, 4, 3)), alike, detail=0.02, saturation=0.7)
     results = [
         compare.Result(
             compare.Arm("gs", "ism", None, seed),
+            numbers={"psnr": 20.0 + 2 * seed, "iou": 0.9, "holes": 0.01 * seed, "scale": 0.9},
             detail=0.01,
             saturation=0.5 + 0.2 * seed,
             object=seed,
@@ -109,16 +120,22 @@ def test_the_table_averages_seeds_and_sets_detail_against_the_truth(compare):
     assert dict(zip(header, rows[0], strict=True)) == {
         "": "ISM gs",
         "seeds": "2",
+        "PSNR, dB": "21.0",
+        "inside, dB": "–",
+        "IoU": "0.900",
+        "fuzz": "–",
+        "holes": "0.5 %",
+        "strays": "–",
+        "scale": "0.90",
         "object": "50 %",
-        "sure": "–",
         "colour": "100 %",
         "direction": "–",
         "detail": "0.50",
         "saturation": "0.60",
         "s / step": "–",
     }
-    assert rows[1] == ["SDS 100 gs", "0 of 1", *7 * ["–"]]
-    assert rows[2][0] == "the true object"
+    assert rows[1] == ["SDS 100 gs", "0 of 1", *13 * ["–"]]
+    assert rows[2][:5] == ["another true object", "", "30.0", "–", "0.990"] and len(rows[2]) == len(header)
 
 
 def test_prompts_beyond_the_toybox_are_compared_without_grades(compare, capsys):

@@ -46,11 +46,14 @@ class Classifier(nn.Module):
         self.decorations = nn.Linear(192, decorations) if decorations else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self.blocks(F.relu(self.stem(x * 4 - 2)))
-        x = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], 1)
-        x = F.relu(self.trunk(x))
+        x = self.features(x)
         decorations = x[:, :0] if self.decorations is None else self.decorations(x)
         return self.objects(x), self.colors(x), self.views(x), decorations
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classes are told by, [n, 192]."""
+        x = self.blocks(F.relu(self.stem(x * 4 - 2)))
+        return F.relu(self.trunk(torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], 1)))
 
 
 def group_nll(logits: Tensor, allowed: Tensor) -> Tensor:

@@ -45,21 +45,16 @@ class Likeness:
     holes: float
     strays: float
 
-    def text(self) -> str:
-        """A line for each, with what it means."""
-        rows = (
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value and meaning of each."""
+        return [
             ("PSNR", f"{self.psnr:.1f} dB", "of the pictures"),
             ("inside", f"{self.inside:.1f} dB", f"{INNER:.0f} pixels and more inside the true outline"),
             ("IoU", f"{self.iou:.3f}", "of the silhouettes"),
             ("fuzz", f"{self.fuzz:.1f}", "half-transparent area, where a true outline has 1"),
             ("holes", f"{100 * self.holes:.1f} %", "of the inside"),
-            (
-                "strays",
-                f"{100 * self.strays:.1f} %",
-                f"of its area, {OUTER:.0f} pixels and more outside",
-            ),
-        )
-        return "\n".join(f"{name:7s} {value:>9s}   {meaning}" for name, value, meaning in rows)
+            ("strays", f"{100 * self.strays:.1f} %", f"of its area, {OUTER:.0f} pixels and more outside"),
+        ]
 
     def numbers(self) -> dict[str, float | None]:
         """For JSON, which knows no infinity: None."""

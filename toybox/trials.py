@@ -172,6 +172,12 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are not None; None if all are."""
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
 # ---- the page ----------------------------------------------------------------------------------------------
 
 

@@ -54,10 +54,10 @@ def _main_prior(options: argparse.Namespace) -> int:
         options.guidance_scale,
     )
     print(result.text())
-    for mistake, count in result.mistakes.most_common(12):
+    for mistake, count in result.score.mistakes.most_common(12):
         print(f"  {count} x {mistake}")
     print(options.sheet)
-    return 0 if all(getattr(result, key) >= bar for key, bar in BARS.items()) else 1
+    return 0 if all(getattr(result.score, key) >= bar for key, bar in BARS.items()) else 1
 
 
 def _main_points(options: argparse.Namespace) -> int:
@@ -91,15 +91,18 @@ def _main_asset(options: argparse.Namespace) -> int:
 
 
 def _main_truth(options: argparse.Namespace) -> int:
-    from toybox.grade.truth import grade_truth, to_json, write_truth_sheet
+    from toybox.grade.truth import ceiling_of, grade_truth, to_json, to_text, write_truth_sheet
 
+    if options.ceiling and options.prompt:
+        raise ValueError("--ceiling goes with the run's own prompt: leave --prompt out.")
     prompt = options.prompt or prompt_of_run(options.path)
     verdict = grade_truth(options.path, prompt, options.instances)
-    print(to_json(prompt, verdict) if options.json else f"{prompt}\n{verdict.text()}")
+    ceiling = ceiling_of(options.path, verdict) if options.ceiling else None
+    print(to_json(prompt, verdict, ceiling) if options.json else f"{prompt}\n{to_text(verdict, ceiling)}")
     if options.sheet is not None:
         folder = options.path if options.path.is_dir() else options.path.parent
         sheet = folder / "truth.png" if options.sheet == Path() else options.sheet
-        write_truth_sheet(sheet, verdict)
+        write_truth_sheet(sheet, verdict, ceiling)
         print(sheet, file=sys.stderr)
     return 0
 
@@ -187,6 +190,11 @@ def _parser() -> argparse.ArgumentParser:
     truth.add_argument("path", type=Path, help="a run's folder, or a file of Gaussians (.ply)")
     truth.add_argument("--prompt", help="what it should be (default: the run's prompt)")
     truth.add_argument("--instances", type=_count, default=16, help="true ones to compare with (%(default)s)")
+    truth.add_argument(
+        "--ceiling",
+        action="store_true",
+        help="train the same Gaussians on the true pictures, in RUN-ceiling, and measure them too",
+    )
     truth.add_argument("--json", action="store_true", help="print the numbers as JSON")
     truth.add_argument(
         "--sheet",

@@ -84,6 +84,11 @@ class Grader:
         tables = [torch.cat(head).softmax(1) for head in zip(*logits, strict=True)]
         return [self._grade(*rows) for rows in zip(*tables, strict=True)]
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The classifier's features [n, 192] of pictures [n, 3, h, w] in [0, 1]."""
+        return torch.cat([self.model.features(part) for part in to_input(images).split(64)])
+
     def _grade(self, *rows: Tensor) -> Grade:
         probabilities = {
             key: dict(zip(self.labels.get(key, ()), p.tolist(), strict=True))

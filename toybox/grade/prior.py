@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from toybox import captions
+from toybox import cameras, captions
+from toybox.dataset import composite, random_backgrounds
+from toybox.grade.distributions import Distance, distance
 from toybox.grade.grader import Grader
 from toybox.grade.scores import Score, score
 from toybox.objects import OBJECTS
 from toybox.pictures import write_sheet
 from toybox.progress import Progress
+from toybox.sdf import render
+from toybox.truth import build
+
+if TYPE_CHECKING:
+    from threestudio_lucid.guidance.prior import Prior
 
 
 def draw_prompts(n: int, seed: int = 0) -> list[str]:
@@ -34,6 +43,26 @@ def _deck(names: list[str], n: int, rng: np.random.Generator) -> list[str]:
     return [str(name) for name in np.concatenate(rounds)[:n]]
 
 
+@dataclass(frozen=True)
+class PriorScore:
+    """What samples of a prior came to.
+
+    score: how many are what their prompts say.
+    samples: how they differ from true pictures.
+    floor: how the autoencoder's copies of other true pictures do; a perfect denoiser comes to that.
+    """
+
+    score: Score
+    samples: Distance
+    floor: Distance
+
+    def text(self) -> str:
+        """A line for each number."""
+        return (
+            f"{self.score.text()}\nsamples        {self.samples.text()}\nautoencoder    {self.floor.text()}"
+        )
+
+
 def grade_prior(
     grader: Grader,
     name: str = "mini",
@@ -42,8 +71,8 @@ def grade_prior(
     sheet: Path | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
-) -> Score:
-    """Sample `n` pictures from a prior and grade them.
+) -> PriorScore:
+    """Sample `n` pictures from a prior, grade them, and compare them with as many true ones.
 
     Args:
         name: a prior, as in configs: a card's name or a folder.
@@ -53,25 +82,61 @@ def grade_prior(
     from threestudio_lucid.guidance.prior import Prior
     from threestudio_lucid.guidance.sample import sample
 
-    prior = Prior.load(name, device="cpu")
+    prior = Prior.load(name)
     prompts = draw_prompts(n, seed)
     generator = torch.Generator().manual_seed(seed)
-    images = []
-    with Progress("sample", n) as progress:
-        for start in range(0, n, 25):
-            part = prompts[start : start + 25]
-            images.append(
-                sample(prior, part, num_steps=steps, guidance_scale=guidance_scale, generator=generator)
-                .float()
-                .cpu()
-            )
-            progress.update(start + len(part))
-    pictures = torch.cat(images).clamp(0, 1)
+
+    def draw(part: Sequence[str]) -> Tensor:
+        return sample(prior, part, num_steps=steps, guidance_scale=guidance_scale, generator=generator)
+
+    pictures = in_parts("sample", draw, prompts)
+    size = prior.card.image_size
+    truth, others = (true_pictures(prompts, size, np.random.default_rng([seed, k])) for k in (1, 2))
+    copies = in_parts("copy", lambda part: _copy(prior, part), others)
+
     grades, wanted = grader(pictures), [captions.parse(prompt) for prompt in prompts]
     if sheet is not None:
         wrong = [score([g], [w]).mistakes.total() > 0 for g, w in zip(grades, wanted, strict=True)]
         write_sheet(sheet, with_borders(pictures, wrong), columns=20)
-    return score(grades, wanted)
+    true, sampled, copied = (grader.features(x).numpy() for x in (truth, pictures, copies))
+    return PriorScore(score(grades, wanted), distance(sampled, true), distance(copied, true))
+
+
+@torch.no_grad()
+def _copy(prior: Prior, pictures: Tensor) -> Tensor:
+    return prior.decode(prior.encode(pictures.to(prior.device)))
+
+
+def in_parts(what: str, make: Callable[[Any], Tensor], of: Any, size: int = 25) -> Tensor:
+    """Pictures [n, 3, h, w] in [0, 1] on the CPU, made of a few at a time, with a progress bar."""
+    made = []
+    with Progress(what, len(of)) as progress:
+        for start in range(0, len(of), size):
+            made.append(make(of[start : start + size]).float().cpu())
+            progress.update(min(start + size, len(of)))
+    return torch.cat(made).clamp(0, 1)
+
+
+def true_pictures(prompts: Sequence[str], size: int, rng: np.random.Generator) -> Tensor:
+    """A true picture of what each prompt says, [n, 3, size, size], on backgrounds as in the prior's training.
+
+    Instances and cameras are random, the latter such as fit the prompt's direction.
+    """
+    rgba = []
+    for prompt in prompts:
+        spec = captions.parse(prompt)
+        parts = build(spec, int(rng.integers(2**32)))
+        *where, fovy = _camera(spec.view, rng)
+        rgba.append(render(parts, cameras.orbit(*where), fovy, size))
+    drawn = composite(np.stack(rgba), random_backgrounds(len(rgba), rng))
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2)
+
+
+def _camera(view: str | None, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    while True:
+        azimuth, elevation, *rest = cameras.sample(rng)
+        if view is None or captions.direction(elevation, azimuth) == view:
+            return azimuth, elevation, *rest
 
 
 def with_borders(pictures: Tensor, marked: Sequence[bool], width: int = 3) -> Tensor:

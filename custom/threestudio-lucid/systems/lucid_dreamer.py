@@ -123,6 +123,10 @@ class LucidDreamerSystem(GuidanceSwap, BaseLift3DSystem):
         self.prompt_utils = self.prompt_processor()
         if isinstance(self.guidance, LucidGuidance):
             self.guidance.check_prompts(self.prompt_utils)
+        return self.make_optimizer()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Adam over the Gaussians, of which this draws the first."""
         groups = self.geometry.parameter_groups()
         self.geometry.share()
         return torch.optim.Adam(
