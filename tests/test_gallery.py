@@ -17,7 +17,7 @@ from toybox import cameras, clouds, sdf
 from toybox.dataset import composite
 from toybox.objects import OBJECTS
 
-PROMPT = "a red mushroom"
+PROMPT = "a red mushroom with spots"
 
 
 @pytest.fixture

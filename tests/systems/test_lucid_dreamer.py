@@ -232,7 +232,7 @@ def test_checkpoint_of_another_size_is_told(finished, tmp_path):
     config = toy_config(tmp_path)
     config["system"]["geometry"]["capacity"] = 80
     with pytest.raises(UserError, match=r"room for 150 Gaussians, this config for 80.*capacity=150"):
-        launch(config, tmp_path, f"resume='{finished / 'ckpts/last.ckpt'}'")
+        launch(config, tmp_path, f"resume='{finished / 'ckpts/last.ckpt'}'", "trainer.max_steps=13")
 
 
 def test_starts_from_a_splat(finished, tmp_path):
