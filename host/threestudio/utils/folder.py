@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import threestudio
 from threestudio.utils.config import ExperimentConfig
 from threestudio.utils.errors import CheckpointError, FolderError
-from threestudio.utils.files import TEMPORARY, reason
+from threestudio.utils.files import TEMPORARY, atomic_path, reason
 from threestudio.utils.misc import get_rank, load_checkpoint
 from threestudio.utils.overrides import escaped
 
@@ -276,7 +276,8 @@ def keep_earlier(cfg: ExperimentConfig, step: int) -> bool:
         return False
     differs = parsed.is_file() and parsed.read_text(encoding="utf-8") != OmegaConf.to_yaml(to_save(cfg))
     if differs:
-        shutil.copy2(parsed, free_name(parsed, f"-before-step-{step}"))
+        with atomic_path(free_name(parsed, f"-before-step-{step}")) as temporary:
+            shutil.copyfile(parsed, temporary)
     if last.is_file():
         with contextlib.suppress(CheckpointError):  # a damaged one is no loss
             checkpoint = load_checkpoint(last, map_location="cpu")
@@ -284,7 +285,8 @@ def keep_earlier(cfg: ExperimentConfig, step: int) -> bool:
                 f"epoch={checkpoint.get('epoch')}-step={checkpoint.get('global_step')}.ckpt"
             )
             if (differs or checkpoint.get("global_step") != step) and not kept.exists():
-                shutil.copy2(last, kept)
+                with atomic_path(kept, durable=True) as temporary:
+                    shutil.copyfile(last, temporary)
     return differs
 
 
