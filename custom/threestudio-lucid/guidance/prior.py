@@ -158,7 +158,7 @@ class Prior:
 
     def reads_all_of(self, prompt: str) -> bool:
         """Whether a prompt is short enough for the text encoder, which has two places less than it reads."""
-        words = [(e.token, len(read_embedding(e.file)[1])) for e in self.adapters.embeddings]
+        words = [(e.token, len(read_embedding(e.file, e.bundled)[1])) for e in self.adapters.embeddings]
         most = len(prompt.encode()) + sum(prompt.count(token) * vectors for token, vectors in words)
         if most <= self.text_length:  # there is no token of less than a byte
             return True
@@ -241,7 +241,7 @@ class Prior:
             merge_loras(unet, "unet", self.adapters.loras, self.card.name)
             unet = unet.to(dtype=self.dtype, memory_format=self._unet_layout)
         if self.adapters.loras:
-            check_finite(unet, self.adapters.loras[0].file, "Lower the LoRA's weight, or use another.")
+            check_finite(unet, self.adapters.loras[0].files[0], "Lower the LoRA's weight, or use another.")
         return unet
 
     @cached_property
