@@ -41,7 +41,7 @@ def test_what_is_no_text(text):
         (", ,a mug, ,", ["a", "mug"]),
         ("a mug: - blue – ‘new’ …", ["a", "mug", "blue", "new"]),
         ("mug/cup ice-cream cat's", ["mug", "cup", "ice-cream", "cat's"]),
-        ("mug☕ ☕ ❤️ + $5 #1 & <toy>", ["mug☕", "☕", "❤️", "+", "$5", "#1", "&", "<toy>"]),
+        ("mug☕ ☕ ❤️ + $5 #1 & <toy>", ["mug☕", "☕", "❤️", "+", "$5", "#1", "&", "toy"]),
         ("... !!! ,,,", []),
     ],
 )
@@ -50,7 +50,7 @@ def test_words_without_punctuation(text, words):
 
 
 def test_known_words_stay_as_they_are_written():
-    assert texts.plain_words("A <Toy>! Toy <Toy>", {"<Toy>"}) == ["a", "<toy>", "toy", "<Toy>"]
+    assert texts.plain_words("A <Toy>! Toy <Toy>", {"<Toy>"}) == ["a", "toy", "toy", "<Toy>"]
 
 
 @pytest.mark.parametrize("longest", range(1, 30))

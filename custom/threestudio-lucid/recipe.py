@@ -190,8 +190,8 @@ def staged(values: float | Sequence[float], milestones: Sequence[int]) -> float 
     Raises:
         UserError: neither one value nor one more than there are milestones.
     """
-    if not isinstance(values, Sequence):
-        return values
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return values  # text is for its own field to refuse
     values, milestones = list(values), list(milestones)
     if len(values) == 1:
         return values[0]

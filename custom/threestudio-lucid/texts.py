@@ -93,6 +93,8 @@ def plain_words(text: str, known: Container[str] = ()) -> list[str]:
 
 
 def _is_punctuation(character: str) -> bool:
+    if character in "<>":  # brackets, here
+        return True
     return unicodedata.category(character)[0] == "P" and character not in "'-" + _SPEAKING
 
 

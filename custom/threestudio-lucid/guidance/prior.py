@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from .. import versions
 from ..damaged import DAMAGED, reason
 from ..errors import UserError, check_choice
+from ..texts import shortened
 from ..weights import check_finite
 from . import folder as files
 from .adapters import NONE, Adapters
-from .cards import DTYPES, Card, find_card, is_hub_id
+from .cards import DTYPES, Card, announce, find_card, is_hub_id
 from .embeddings import add_words, read_embedding, spell_out
 from .graphs import Replayed, ReplayedWithGradient
 from .joined import join_leading
@@ -145,7 +146,7 @@ class Prior:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Last hidden states [n, T, D] of prompts padded to the model's length; no attention mask.
 
-        What is too long is cut; see `reads_all_of`.
+        What is too long is cut, and said; see `reads_all_of`.
         """
         tokenizer, encoder = self._text
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
@@ -154,6 +155,13 @@ class Prior:
         ids = tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
+        with quiet():  # transformers would say it, too
+            lengths = [len(tokenizer.tokenize(prompt)) for prompt in prompts]
+        for prompt, n in zip(prompts, lengths, strict=True):
+            if n > length - 2:
+                announce(
+                    f"The prior reads only the first {length - 2} of {n} tokens of {shortened(prompt)!r}."
+                )
         return encoder(ids.input_ids.to(self.device)).last_hidden_state.float()
 
     def reads_all_of(self, prompt: str) -> bool:

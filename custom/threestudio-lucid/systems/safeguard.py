@@ -248,7 +248,7 @@ class LucidSafeguard:
             self.safeguard.keep(self)
             super().optimizer_step(*args, **kwargs)
         if self._moves:
-            self.safeguard.check(self, self.global_step)
+            self.safeguard.check(self, self.global_step + 1)  # Lightning has not counted it yet
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -265,13 +265,13 @@ class LucidSafeguard:
 def _advice(system: Any) -> str:
     """What to change, with the present values, and where to go on from."""
     parts = [f"{key} (now {rate:.3g})" for key, rate in learning_rates(system).items()]
+    parts.append("the weights of system.loss")
     guidance = getattr(system, "guidance", None)
     given = getattr(system.cfg, "guidance", {}).get("guidance_scale")
     if hasattr(guidance, "what_helps"):
         parts.append(guidance.what_helps())
     elif given is not None:
         parts.append(f"system.guidance.guidance_scale (now {given:g})")
-    parts.append("the weights of system.loss")
     return f"Lower the learning rates or the guidance's scale: {', '.join(parts)}. {_checkpoint(system)}"
 
 
