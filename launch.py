@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> int:
         with exit_on_signals():
             return run_host(*parse_arguments(argv))
     except KeyboardInterrupt as error:
-        say(getattr(error, "advice", "Stopped."))
+        if advice := getattr(error, "advice", "Stopped."):
+            say(advice)
         return getattr(error, "exit_code", 130)
 
 

@@ -130,8 +130,11 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Half-written files, which no finished run has."""
-    return [f"left {path.name}" for path in folder.rglob(".*")]
+    """What no finished run has: half-written files, and the sign that it is at work."""
+    from threestudio.utils.files import TEMPORARY
+    from threestudio.utils.folder import RUNNING
+
+    return [f"left {path.name}" for path in folder.rglob(".*") if path.name.startswith((RUNNING, TEMPORARY))]
 
 
 def main() -> int:

@@ -102,8 +102,9 @@ def train(name: str, out: Path, command: Callable[[], Sequence[str]]) -> str | N
                 sys.stderr.flush()
     if process.returncode == 130:
         raise KeyboardInterrupt
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if process.returncode != 0 and "nothing is left to train" not in said:
+        lines = said.replace("\r", "\n").splitlines()
         return "\n".join([line for line in lines if line.strip()][-LAST_LINES:]) or "no output"
     write_text(done, json.dumps({"seconds": round(time.monotonic() - start, 1)}))
     return None

@@ -173,7 +173,8 @@ def _train(
             f"system.weights={cfg.resume} starts a new training with its weights."
         ) from error
     except Stopped as stopped:
-        stopped.advice = _how_to_go_on(request, cfg, trainer)
+        # One process speaks for all.
+        stopped.advice = _how_to_go_on(request, cfg, trainer) if trainer.is_global_zero else ""
         raise
 
 
