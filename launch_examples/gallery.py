@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from threestudio_lucid.files import write_text
 from toybox import captions
 from toybox.grade import Grader, find_views, grade_asset, read_pictures
 from toybox.grade.truth import COLUMNS, INSTANCES, grade_truth, shown
@@ -88,7 +89,7 @@ def train(prompt: str, config: Path, out: Path, overrides: Sequence[str]) -> Pat
             command.append(f"resume={last}")
         start = time.monotonic()
         subprocess.run(command, cwd=ROOT, check=True)
-        done.write_text(json.dumps({"seconds": time.monotonic() - start}))
+        write_text(done, json.dumps({"seconds": time.monotonic() - start}))
     return trial
 
 
@@ -144,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append(grade(grader, prompt, trial, options.instances))
         pictures.append(sides(trial))
         write_sheet(out / "gallery.png", torch.cat(pictures), columns=len(SIDES) * options.columns)
-        (out / "gallery.md").write_text(table(rows))
-        (out / "gallery.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        write_text(out / "gallery.md", table(rows))
+        write_text(out / "gallery.json", json.dumps([asdict(row) for row in rows], indent=1))
     close = sum(row.close for row in rows)
     print(f"{table(rows)}{close} of {len(rows)} assets are within {CLOSE:.0f} dB\n{out / 'gallery.png'}")
     return 0 if 5 * close >= 4 * len(rows) else 1

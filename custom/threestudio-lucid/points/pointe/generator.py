@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError, check_choice, check_range
+from ...files import write_text
 from ...guidance.prior import resolve_dtype
 from ..cloud import PointCloud
 from .checkpoints import BASE_URL, UPSAMPLER_URL, find_checkpoint, load_weights
@@ -212,7 +213,7 @@ class FolderConfig:
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=1)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / CONFIG, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> FolderConfig:
