@@ -79,6 +79,10 @@ SPELLINGS = {
     "diffusers": {f"unet.{QUERY}.lora_A.weight": A, f"unet.{QUERY}.lora_B.weight": B},
     "an adapter's name": {f"unet.{QUERY}.lora_A.default.weight": A, f"unet.{QUERY}.lora_B.default.weight": B},
     "another's": {f"unet.{QUERY}.lora_A.style_1.weight": A, f"unet.{QUERY}.lora_B.style_1.weight": B},
+    "one that sounds like OFT": {
+        f"unet.{QUERY}.lora_A.hada_look.weight": A,
+        f"unet.{QUERY}.lora_B.hada_look.weight": B,
+    },
     "no model": {f"{QUERY}.lora_A.weight": A, f"{QUERY}.lora_B.weight": B},
     "before PEFT": {
         f"unet.{QUERY.replace('.to_q', '.processor.to_q')}_lora.down.weight": A,

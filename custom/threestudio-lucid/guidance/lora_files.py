@@ -84,10 +84,9 @@ def parse_key(key: str) -> Key | None:
     >>> parse_key("base_model.model.text_model.final_layer_norm.bias")
     Key(model='text_encoder', layer='text_model.final_layer_norm', part='bias', adapter='')
     """
-    bare = _PEFT_START.sub(r"\1", key)
-    bare = bare if bare.startswith("lycoris_unet_") else re.sub(r"^lycoris_(?!te_)", "", bare)
+    bare = _PEFT_START.sub(r"\1", re.sub(r"^lycoris_(?!unet_|te_)", "", key))
     found = _PART.fullmatch(bare)
-    if found is None and bare != key:
+    if found is None and _PEFT_START.match(key):
         found = _WHOLE.fullmatch(bare)
     if found is None:
         return None
@@ -123,18 +122,18 @@ def plain(layer: str) -> str:
 
 # Other ways to change a model with few numbers, by what their keys hold. (LyCORIS' and PEFT's.)
 _KINDS = {
-    r"dora_scale|lora_magnitude": "DoRA",
-    r"hada_": "LoHa",
-    r"lokr_": "LoKr",
-    r"boft_": "BOFT",
-    r"oft_": "OFT",
-    r"\.on_input|ia3_": "IA3",
+    r"\.dora_scale|lora_magnitude": "DoRA",
+    r"\.hada_[wt]\d": "LoHa",
+    r"\.lokr_[wt]\d": "LoKr",
+    r"\.boft_[RrSs]\b": "BOFT",
+    r"\.oft_(?:blocks|diag|[RrSs]\b)": "OFT",
+    r"\.on_input$|\.ia3_l\b": "IA3",
     r"\.[ab][12]\.weight$": "GLoRA",
-    r"lora_E\b": "AdaLoRA",
-    r"vera_lambda": "VeRA",
-    r"fourierft_": "FourierFT",
-    r"hra_u": "HRA",
-    r"lora_controlnet": "Control-LoRA",
+    r"\.lora_E\b": "AdaLoRA",
+    r"\.vera_lambda": "VeRA",
+    r"\.fourierft_": "FourierFT",
+    r"\.hra_u": "HRA",
+    r"^lora_controlnet": "Control-LoRA",
 }
 # Other models, by names that Stable Diffusion 1 and 2 have nowhere.
 _FOREIGN = {
@@ -168,7 +167,7 @@ def check_lora(file: Path, key: str) -> tuple[str, ...]:
         names = list(content.keys())
     read_settings(file, f"{key}: ")
     for mark, kind in _KINDS.items():
-        if example := _first(mark, names):
+        if example := _first(mark, [name for name in names if not _BUNDLED.fullmatch(name)]):
             raise UserError(
                 f"{key}: {file} is {kind} (it has {example}), which is not loaded here. Use a plain LoRA."
             )
