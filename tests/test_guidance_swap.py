@@ -100,8 +100,10 @@ def test_a_vae_as_threestudios_own_guidance_reads_it(kind):
     fit_autoencoder(vae, 8)
     torch.testing.assert_close(vae.encode(picture).latent_dist.mode(), plain)
     assert vae.encode(torch.rand(1, 3, 512, 512)).latent_dist.sample().shape == (1, 4, 8, 8)
+    halves = torch.rand(1, 3, 64, 64, dtype=torch.float16)
+    assert vae.half().encode(halves).latent_dist.sample().dtype == torch.float16
     with torch.no_grad():
-        assert vae.decode(plain).sample.shape == picture.shape
+        assert vae.float().decode(plain).sample.shape == picture.shape
 
 
 def test_weights_of_losses():

@@ -86,18 +86,40 @@ def stock_sds(saved_priors):
 def test_sds_by_a_swap_is_as_strong_at_equal_latents(make, stock_sds, stock_prompt, block, level):
     """Same latents, prompt and timestep: the norms are alike, for the weight and the scale are the same."""
     at = {"min_step_percent": level, "max_step_percent": level}
-    latents = torch.randn(4, 8, 8, 4, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(3, 8, 8, 4, generator=torch.Generator().manual_seed(0))
     norms = []
     for guidance in (
         stock_sds(**at, **block),
-        make("lucid-sds-guidance", weighting_strategy=None, noise_offset=0.0, **(at | block)),
+        make("lucid-sds-guidance", **({"grad_clip": None, "noise_offset": 0.0} | at | block)),
     ):
         guidance.update_step(0, 0)
         torch.manual_seed(0)
         x = latents.clone().requires_grad_()
-        guidance(x, stock_prompt, **batch(4), rgb_as_latents=True)["loss_sds"].backward()
+        guidance(x, stock_prompt, **batch(), rgb_as_latents=True)["loss_sds"].backward()
         norms.append(x.grad.norm())
     assert norms[1] / norms[0] == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.5])
+def test_ism_by_a_swap_is_as_strong_as_sds_at_equal_latents(root, tmp_path, monkeypatch, level):
+    """With the bundled prior, whose text does something: one picture, one timestep."""
+    monkeypatch.chdir(tmp_path)
+    mini = str(root / "custom/threestudio-lucid/priors/mini")
+    prompt = threestudio.find("stable-diffusion-prompt-processor")(
+        {"pretrained_model_name_or_path": mini, "prompt": "a hamburger", "spawn": False}
+    )()
+    block = {"pretrained_model_name_or_path": mini, "half_precision_weights": False}
+    block |= {"min_step_percent": level, "max_step_percent": level}
+    rows, columns = torch.meshgrid(*[torch.linspace(-1, 1, 128)] * 2, indexing="ij")
+    disc = 1.0 - 0.5 * (rows.square() + columns.square() < 0.4).float()
+    picture = disc[None, ..., None].expand(1, 128, 128, 3)
+    norms = {}
+    for name in ("stable-diffusion-guidance", "lucid-ism-guidance"):
+        guidance = threestudio.find(name)(dict(block))
+        guidance.update_step(0, 0)
+        torch.manual_seed(0)
+        norms[name] = guidance(picture, prompt, **batch(1))["grad_norm"]
+    assert 0.6 < norms["lucid-ism-guidance"] / norms["stable-diffusion-guidance"] < 1.5  # 0.95 by trial
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 0.9])

@@ -67,10 +67,10 @@ def test_a_4d_encoding():
 @pytest.mark.parametrize(
     "yaml",
     [
-        "{system_type: prolificdreamer-system, tag: x, system: {prompt_processor: {prompt: ???}}}",
-        "{tag: x, data_type: single-image-datamodule, data: {image_path: ???}}",
-        "{tag: x, system_type: 'dreamfusion-system:textmesh-system', system: {a: ???}}",
-        "{tag: x, system: {renderer: {base_renderer_type: neus-volume-renderer, radius: ???}}}",
+        "{system_type: prolificdreamer-system, tag: x, system: {prompt_processor: {prompt: '???'}}}",
+        "{tag: x, data_type: single-image-datamodule, data: {image_path: '???'}}",
+        "{tag: x, system_type: 'dreamfusion-system:textmesh-system', system: {a: '???'}}",
+        "{tag: x, system: {renderer: {base_renderer_type: neus-volume-renderer, radius: '???'}}}",
     ],
 )
 def test_a_config_that_cannot_run_asks_for_nothing(yaml):
@@ -81,4 +81,4 @@ def test_a_config_that_cannot_run_asks_for_nothing(yaml):
 
 def test_one_that_can_asks():
     with pytest.raises(ConfigValueError, match=r"leaves system\.prompt for you to give"):
-        load_config("{tag: x, system_type: dreamfusion-system, system: {prompt: ???}}", from_string=True)
+        load_config("{tag: x, system_type: dreamfusion-system, system: {prompt: '???'}}", from_string=True)

@@ -19,7 +19,8 @@ def main(folder: Path, rank: int, size: int) -> None:
 
     import threestudio
     import threestudio_lucid  # noqa: F401 (registers)
-    from threestudio_lucid.data.orbit import circle, view_batch
+    from threestudio_lucid.data.cameras import view_batch
+    from threestudio_lucid.data.orbit import circle
 
     cameras = threestudio.find("lucid-camera-datamodule")
     splatting = threestudio.find("lucid-gaussian-splatting")

@@ -112,7 +112,11 @@ def fit_autoencoder(vae: Any, latent_size: int) -> None:
 
     def encode_fitting(images: Tensor, *args: Any, **kwargs: Any) -> Any:
         if images.shape[-1] > size:
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+            # in float32, for a CPU does not shrink halves
+            small = F.interpolate(
+                images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
+            )
+            images = small.to(images)
         encoded = encode(images, *args, **kwargs)
         return Encoded(encoded.latents) if hasattr(encoded, "latents") else encoded
 

@@ -56,6 +56,7 @@ class ImportanceEstimator(nn.Module):
         cdf = edges
         for density, n in zip(prop_sigma_fns, prop_samples, strict=True):
             edges = _inverse(cdf, edges, _cuts(n_rays, n, stratified, self.device))
+            edges[:, 0], edges[:, -1] = 0.0, 1.0  # also where there is nothing, for the next pass to see
             t = _along(edges, near, far, sampling_type)
             with torch.set_grad_enabled(requires_grad):
                 densities = density(t[:, :-1], t[:, 1:])
