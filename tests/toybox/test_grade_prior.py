@@ -60,7 +60,8 @@ def test_true_pictures_are_what_their_prompts_say():
 
 def test_a_prior_that_has_learnt_nothing_is_far_from_the_truth(small_prior, tmp_path):
     result = grade_prior(Grader.load(), str(small_prior), n=8, steps=2, sheet=tmp_path / "sheet.png")
-    assert result.samples.precision <= 0.5 and result.samples.frechet > 0
+    assert result.samples.recall == result.floor.recall == 0.0  # nothing true is near what it paints
+    assert result.samples.frechet > 100
     assert (tmp_path / "sheet.png").exists()
     lines = result.text().splitlines()
     assert lines[0].startswith("object") and lines[-2].startswith("samples") and "recall" in lines[-1]

@@ -54,7 +54,9 @@ def train_ceiling(run: Path, instance: int) -> Path:
         "--train",
     ]
     done = subprocess.run(
-        [*command, *(f"{key}={value}" for key, value in settings.items())], stdout=sys.stderr, check=False
+        [*command, *(f"{key}={value}" for key, value in settings.items())],
+        stdout=subprocess.DEVNULL,
+        check=False,
     )
     if done.returncode == 130:
         raise KeyboardInterrupt
