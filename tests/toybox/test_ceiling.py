@@ -47,7 +47,7 @@ def test_ssim_of_one_window_by_the_definition():
 def run(tmp_path, root):
     """A run of the command line that left what it began with: the right shape, in grey."""
     folder = tmp_path / "outputs/ism-gs/mushroom"
-    points, colors = sample_surface(build(captions.parse(PROMPT), 0), 1500, np.random.default_rng(0))
+    points, _ = sample_surface(build(captions.parse(PROMPT), 0), 1500, np.random.default_rng(0))
     cloud = PointCloud(torch.from_numpy(points).float(), torch.full((1500, 3), 0.5))
     grey = write_ply(folder / "save/it40.ply", gaussians_from_points(cloud, opacity=0.5, scale=0.6))
     config = yaml.safe_load((root / "configs/ism-gs.yaml").read_text())
