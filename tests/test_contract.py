@@ -35,6 +35,7 @@ ALLOWED = {
 }
 # The files that hold registered classes, and are the only ones to know threestudio.
 REGISTERING = {
+    "__init__.py",  # which imports the others
     "guidance/lucid_guidance.py",
     "guidance/lucid_edit_guidance.py",
     "prompts/processor.py",
@@ -50,6 +51,7 @@ REGISTERING = {
     "systems/avatar.py",
     "systems/swap.py",
     "systems/density.py",
+    "systems/safeguard.py",
     "exporters/ply.py",
     "exporters/mesh.py",
 }

@@ -10,7 +10,8 @@ from ..guidance.cards import announce
 from .cloud import PointCloud
 from .colors import linear_to_srgb
 from .frame import OPENAI
-from .meshes import MAX_TRIANGLES, sample_surface
+from .limits import MAX_TRIANGLES
+from .meshes import sample_surface
 
 MODEL = "openai/shap-e"
 
