@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_files import small_files
 from test_launch import CONFIG, TINY, launch, trial  # noqa: F401 - a fixture
+from test_writing import small_files
 
 TRAIN = ("--config", "tiny.yaml", "--train")
 LIMIT = 200_000
