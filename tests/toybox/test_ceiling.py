@@ -73,7 +73,7 @@ def test_a_ceiling_is_trained_on_the_truth_and_stands_beside_the_asset(run, caps
         assert sheet.size == (8 * 130 - 2, 3 * 130 - 2)
 
     # it lies beside the run, and is trained once
-    made = run.with_name("mushroom-ceiling") / "save/it40.ply"
+    made = run.with_name("mushroom-ceiling-0") / "save/it40.ply"
     assert 1500 <= len(read_ply(made)) <= 1600
     written = made.stat().st_mtime_ns
     assert main(["truth", str(run), "--instances", "1", "--ceiling"]) == 0

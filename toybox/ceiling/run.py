@@ -14,8 +14,8 @@ LAUNCH = Path(__file__).parents[2] / "launch.py"
 def train_ceiling(run: Path, instance: int) -> Path:
     """Train a run's Gaussians on true pictures, unless that has been done; returns the folder of that run.
 
-    It lies beside the run's and is called RUN-ceiling. First points, capacity, learning rates, density
-    control, number of steps and cameras are the run's own.
+    It lies beside the run's and is called RUN-ceiling-INSTANCE. First points, capacity, learning rates,
+    density control, number of steps and cameras are the run's own. What was stopped goes on.
 
     Args:
         run: the folder of a finished run of Gaussians.
@@ -30,8 +30,8 @@ def train_ceiling(run: Path, instance: int) -> Path:
         raise ValueError(
             f"{folder} was made by {config['system_type']}: a ceiling is for Gaussians from text."
         )
-    ceiling = folder.with_name(f"{folder.name}-ceiling")
-    if _is_done(ceiling, instance):
+    ceiling = folder.with_name(f"{folder.name}-ceiling-{instance}")
+    if (ceiling / "save" / f"it{config['trainer']['max_steps']}.ply").is_file():
         return ceiling
     settings = {
         "system_type": "toybox-truth-system",
@@ -45,31 +45,14 @@ def train_ceiling(run: Path, instance: int) -> Path:
         "data.n_test_views": 2,
         "trainer.limit_val_batches": 0,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "toybox.ceiling",
-        "--config",
-        str(folder / "configs/parsed.yaml"),
-        "--train",
-    ]
-    done = subprocess.run(
-        [*command, *(f"{key}={value}" for key, value in settings.items())],
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode == 130:
+    if (last := ceiling / "ckpts" / "last.ckpt").exists():
+        settings["resume"] = last
+    parsed = str(folder / "configs" / "parsed.yaml")
+    command = [sys.executable, "-m", "toybox.ceiling", "--config", parsed, "--train"]
+    command += [f"{key}={value}" for key, value in settings.items()]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode in (130, 143):  # Ctrl+C, SIGTERM
         raise KeyboardInterrupt
     if done.returncode != 0:
         raise ValueError(f"the ceiling of {folder} failed, see above")
     return ceiling
-
-
-def _is_done(ceiling: Path, instance: int) -> bool:
-    """Whether it was trained to the end, and on this instance."""
-    try:
-        config = runs.config_of(ceiling)[1]
-    except FileNotFoundError:
-        return False
-    step = config["trainer"]["max_steps"]
-    return config["system"].get("instance") == instance and (ceiling / "save" / f"it{step}.ply").is_file()

@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     truth.add_argument(
         "--ceiling",
         action="store_true",
-        help="train the same Gaussians on the true pictures, in RUN-ceiling, and measure them too",
+        help="train the same Gaussians on the true pictures, in RUN-ceiling-N, and measure them too",
     )
     truth.add_argument("--json", action="store_true", help="print the numbers as JSON")
     truth.add_argument(
