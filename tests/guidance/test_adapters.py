@@ -395,7 +395,8 @@ def processor(prior: Path, folder: Path, **config):
 
 
 def test_a_closed_vocabulary_learns_the_words(closed, tmp_path):
-    with pytest.raises(UserError, match=r"does not know '<?sks>?'.*\n(.*\n)*.*system.guidance.embeddings=FILE"):
+    told = r"does not know '<?sks>?'.*\n(.*\n)*.*system.guidance.embeddings=FILE"
+    with pytest.raises(UserError, match=told):
         processor(closed, tmp_path, prompt="a <Sks> mug")
     given = {"embeddings": str(closed / "word.safetensors")}
     assert processor(closed, tmp_path, prompt="A <Sks> mug.", **given).prompt == "a <Sks> mug"
