@@ -210,7 +210,7 @@ def check_block(name: str, block: Any, known: Iterable[str]) -> None:
     """
     known = list(known)
     if unknown := [str(key) for key in block or () if str(key) not in known]:
-        hints = {key: " or ".join(closest(key, known)) for key in unknown}
+        hints = {key: "".join(closest(key, known, n=1)) for key in unknown}
         near = [f"{key} ({hint}?)" if hint else key for key, hint in hints.items()]
         raise UserError(
             f"Unknown key{'s' * (len(unknown) > 1)} in system.guidance: {', '.join(near)}. {name} reads its "
