@@ -15,6 +15,8 @@ __version__ = "0.1.0"
 
 _NAME = "threestudio_lucid"
 
+_WITH_RESOLVERS = ("guidance.cards", "recipe")
+
 # The files that define registered classes, and are the only ones to import threestudio.
 _REGISTERING = (
     "guidance.lucid_guidance",
@@ -61,17 +63,22 @@ def _has_threestudio() -> bool:
 
 
 def _register_all() -> None:
-    """Imports the files above; says first which packages are older than what is tested.
+    """Resolvers, and where there is a threestudio the files above; says first which packages are too old.
 
     Raises:
         UserError: a package is missing.
     """
-    threestudio = importlib.import_module("threestudio")
     versions = importlib.import_module(".versions", __name__)
-    if told := versions.report():
-        threestudio.warn(told)
+    registering: tuple[str, ...] = ()
+    if _has_threestudio():
+        registering = _REGISTERING
+        threestudio = importlib.import_module("threestudio")
+        if told := versions.report():
+            threestudio.warn(told)
     try:
-        for module in _REGISTERING:
+        for module in _WITH_RESOLVERS:
+            importlib.import_module(f".{module}", __name__).register_resolvers()
+        for module in registering:
             importlib.import_module(f".{module}", __name__)
     except ImportError as error:
         if (mistake := versions.missing_import(error)) is None:
@@ -82,7 +89,4 @@ def _register_all() -> None:
 if __name__ != _NAME:
     _under_its_own_name()
 else:
-    for _module in ("guidance.cards", "recipe"):
-        importlib.import_module(f".{_module}", __name__).register_resolvers()
-    if _has_threestudio():
-        _register_all()
+    _register_all()

@@ -106,7 +106,7 @@ def downscaling(vae_config: dict) -> int:
         UserError: the config has no list of blocks.
     """
     blocks = vae_config.get("block_out_channels") or vae_config.get("encoder_block_out_channels") or [0] * 4
-    if not isinstance(blocks, list):
+    if not isinstance(blocks, list | tuple):  # tuples in a model that was made and not loaded
         raise UserError(f"The config of the autoencoder is damaged: its blocks are {str(blocks)[:40]!r}.")
     return 2 ** (len(blocks) - 1)
 
