@@ -362,7 +362,9 @@ def test_mistakes_in_the_config(saved_priors, config, expected):
 
 
 def test_unknown_key(saved_priors):
-    with pytest.raises(UserError, match=r"gudance_scale \(guidance_scale\?\)"):
+    with pytest.raises(
+        UserError, match=r"'gudance_scale' in system\.guidance\. Did you mean 'guidance_scale'"
+    ):
         guidance(saved_priors["kl"], gudance_scale=3.0)
 
 

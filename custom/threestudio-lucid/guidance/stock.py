@@ -210,12 +210,13 @@ def check_block(name: str, block: Any, known: Iterable[str]) -> None:
     """
     known = list(known)
     if unknown := [str(key) for key in block or () if str(key) not in known]:
-        hints = {key: "".join(closest(key, known, n=1)) for key in unknown}
-        near = [f"{key} ({hint}?)" if hint else key for key, hint in hints.items()]
+        near = [repr(found) for key in unknown for found in closest(key, known, n=1)]
+        hint = f" Did you mean {' and '.join(near)}?" if near else ""
+        keys = ("key " if len(unknown) == 1 else "keys ") + ", ".join(map(repr, unknown))
         raise UserError(
-            f"Unknown key{'s' * (len(unknown) > 1)} in system.guidance: {', '.join(near)}. {name} reads its "
-            "own blocks and stable-diffusion-guidance's; a block for another guidance keeps its type, or "
-            f"loses these keys.\nIts keys: {', '.join(sorted(known))}."
+            f"Unknown {keys} in system.guidance.{hint} {name} reads its own blocks and "
+            "stable-diffusion-guidance's; a block for another guidance keeps its type, or loses these keys.\n"
+            f"Its keys: {', '.join(sorted(known))}."
         )
     weights = _losses_beside(block)
     if weights and "lambda_sds" not in weights:
